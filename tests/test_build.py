@@ -1,0 +1,224 @@
+"""The builder, on a tiny course of its own."""
+
+import shutil
+
+import nbformat
+import pytest
+
+from tools import build
+
+LECTURE = """\
+# %% [markdown]
+# # 3 Tiny
+#
+# After this you can add. 5 minutes, CPU.
+
+# %%
+1 + 1
+
+# %% tags=["measured"]
+import random
+print(random.random())
+
+# %% [markdown]
+# ## Take-aways
+# - one
+# - two
+# - three
+#
+# [Exercises](../exercises/03_tiny.ipynb)
+#
+# <details><summary>Q1</summary>A</details> <details><summary>Q2</summary>A</details>
+"""
+
+EXERCISES = """\
+# %% [markdown]
+# # Exercises 3
+
+# %% [markdown]
+# ## Exercise 3.1
+# Difficulty 1 of 5, importance 2 of 5, 3 minutes.
+
+# %%
+def add(a: int, b: int) -> int:
+    \"\"\"The sum.\"\"\"
+    # BEGIN SOLUTION
+    total = a + b
+    return total
+    # END SOLUTION
+
+# %% tags=["exercise-3.1"]
+add(1, 2)
+print("Exercise 3.1 passed")
+"""
+
+
+def tiny_course(root):
+    (root / "source").mkdir()
+    (root / "source/03_tiny.py").write_text(LECTURE)
+    (root / "source/03_tiny.exercises.py").write_text(EXERCISES)
+    (root / "course_utils").mkdir()
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tiny_course(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The tiny course, built and executed once; copy before changing it."""
+    root = tiny_course(tmp_path_factory.mktemp("course"))
+    assert build.main(["--execute"], root=root) == 0
+    return root
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_stub_and_solution(root):
+    assert build.main([], root=root) == 0
+    stub = read(root / "exercises/03_tiny.ipynb")
+    solution = read(root / "solutions/03_tiny.ipynb")
+    sources = [cell.source for cell in stub.cells]
+    assert any(s.endswith('"""The sum."""\n    raise NotImplementedError') for s in sources)
+    solved = [cell.source for cell in solution.cells]
+    assert any(s.endswith("total = a + b\n    return total") for s in solved)
+    assert not any("SOLUTION" in s for s in [*sources, *solved])
+    assert [c.id for c in stub.cells] == [c.id for c in solution.cells]
+    assert all(not c.outputs for c in stub.cells if c.cell_type == "code")
+
+
+def test_bootstrap_is_second_and_named_once(root):
+    build.main([], root=root)
+    for folder in ("notebooks", "exercises", "solutions"):
+        cell = read(root / folder / "03_tiny.ipynb").cells[1]
+        assert cell.id == "bootstrap" and "git clone" in cell.source
+        assert cell.source.count("\n") < build.MAX_LINES
+
+
+def test_executed_outputs_and_tags(executed):
+    cells = read(executed / "notebooks/03_tiny.ipynb").cells
+    assert cells[2].outputs[0].data["text/plain"] == "2"
+    assert cells[3].metadata.tags == ["nbval-ignore-output"]
+    assert cells[3].outputs and "execution" not in cells[3].metadata
+    assert "Exercise 3.1 passed" in str(
+        read(executed / "solutions/03_tiny.ipynb").cells[-1].outputs
+    )
+
+
+def test_check_accepts_a_fresh_build_and_a_second_one_is_identical(executed, tmp_path):
+    root = shutil.copytree(executed, tmp_path / "course")
+    assert build.main(["--check"], root=root) == 0
+    before = {path: path.read_bytes() for path in root.rglob("*.ipynb")}
+    assert build.main([], root=root) == 0
+    assert {path: path.read_bytes() for path in root.rglob("*.ipynb")} == before
+
+
+def test_check_with_outputs_lets_measured_cells_vary(executed):
+    assert build.main(["03", "--check", "--execute"], root=executed) == 0
+
+
+def test_check_with_outputs_names_the_cell_that_differs(executed, tmp_path, capsys):
+    root = shutil.copytree(executed, tmp_path / "course")
+    notebook = read(root / "notebooks/03_tiny.ipynb")
+    notebook.cells[2].outputs[0].data["text/plain"] = "3"
+    nbformat.write(notebook, root / "notebooks/03_tiny.ipynb")
+    assert build.main(["--check"], root=root) == 0
+    assert build.main(["--check", "--execute"], root=root) == 1
+    assert "notebooks/03_tiny.ipynb: cell 2 ('1 + 1'): output differs" in capsys.readouterr().err
+
+
+def test_check_fails_on_a_changed_cell(executed, tmp_path, capsys):
+    root = shutil.copytree(executed, tmp_path / "course")
+    edit(root / "source/03_tiny.py", "1 + 1", "1 + 2")
+    assert build.main(["--check"], root=root) == 1
+    assert "notebooks/03_tiny.ipynb: cell 2 ('1 + 2'): source and id" in capsys.readouterr().err
+
+
+def test_check_fails_on_a_notebook_without_source(executed, tmp_path, capsys):
+    root = shutil.copytree(executed, tmp_path / "course")
+    shutil.copy(root / "notebooks/03_tiny.ipynb", root / "notebooks/04_other.ipynb")
+    assert build.main(["--check"], root=root) == 1
+    assert "notebooks/04_other.ipynb: no source builds it" in capsys.readouterr().err
+
+
+def test_changed_code_drops_outputs_and_check_asks_for_them(executed, tmp_path, capsys):
+    root = shutil.copytree(executed, tmp_path / "course")
+    edit(root / "source/03_tiny.py", "1 + 1", "1 + 2")
+    assert build.main([], root=root) == 0
+    assert build.main(["--check"], root=root) == 1
+    assert "not executed" in capsys.readouterr().err
+
+
+def test_new_cell_leaves_other_ids_alone(root):
+    build.main([], root=root)
+    before = {cell.id for cell in read(root / "notebooks/03_tiny.ipynb").cells}
+    edit(root / "source/03_tiny.py", "# %%\n1 + 1", "# %%\n0\n\n# %%\n1 + 1")
+    build.main([], root=root)
+    assert before < {cell.id for cell in read(root / "notebooks/03_tiny.ipynb").cells}
+
+
+LINES = "\n".join(f"x{n} = {n}" for n in range(16))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("1 + 1", LINES, "cell 2 ('x0 = 0') has 16 lines"),
+        ("# %%\n1 + 1", f'# %% tags=["long"]\n{LINES}', 'needs reason="..."'),
+        ("# - three\n", "", "three list items"),
+        ("After this you can", "You will", "After this you can"),
+        ("5 minutes", "soon", "minutes"),
+        ("# # 3 Tiny", "# Tiny", "a title"),
+        ("<details><summary>Q2</summary>A</details>", "", "quiz"),
+        ("(../exercises/03_tiny.ipynb)", "(x)", "does not link to its exercises"),
+        ("# - one", "# - one ![](a.png)", "without alt text"),
+    ],
+)
+def test_lecture_rules(root, capsys, old, new, message):
+    edit(root / "source/03_tiny.py", old, new)
+    assert build.main([], root=root) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    # END SOLUTION\n", "", "do not pair up"),
+        ("exercise-3.1", "exercise-4.1", "must be exercise-3.M"),
+        ("importance 2 of 5", "", "importance n of 5"),
+        ('# %% tags=["exercise-3.1"]', "# %%", "right under the stub"),
+    ],
+)
+def test_exercise_rules(root, capsys, old, new, message):
+    edit(root / "source/03_tiny.exercises.py", old, new)
+    assert build.main([], root=root) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_long_cell_with_a_reason_passes(root):
+    edit(root / "source/03_tiny.py", "# %%\n1 + 1", f'# %% tags=["long"] reason="whole"\n{LINES}')
+    assert build.main([], root=root) == 0
+
+
+def test_stderr_in_an_unmarked_cell_fails(root, capsys):
+    edit(root / "source/03_tiny.py", "1 + 1", "import sys\nprint('noise', file=sys.stderr)")
+    assert build.main(["03", "--execute"], root=root) == 1
+    assert "writes to stderr" in capsys.readouterr().err
+
+
+def test_readme_names_the_same_repository_as_the_bootstrap_cell():
+    url = build.repository()
+    links = [
+        word for word in (build.ROOT / "README.md").read_text().split() if "colab.research" in word
+    ]
+    assert links and all(f"github/{url.removeprefix('https://github.com/')}/" in x for x in links)
