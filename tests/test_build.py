@@ -1,5 +1,6 @@
 """The builder, on a tiny course of its own."""
 
+import re
 import shutil
 
 import nbformat
@@ -216,9 +217,14 @@ def test_stderr_in_an_unmarked_cell_fails(root, capsys):
     assert "writes to stderr" in capsys.readouterr().err
 
 
-def test_readme_names_the_same_repository_as_the_bootstrap_cell():
-    url = build.repository()
-    links = [
-        word for word in (build.ROOT / "README.md").read_text().split() if "colab.research" in word
-    ]
-    assert links and all(f"github/{url.removeprefix('https://github.com/')}/" in x for x in links)
+def test_readme_links_are_alive_and_name_the_repository_of_the_bootstrap_cell():
+    readme = (build.ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)\)", readme)
+    dead = [x for x in links if "://" not in x and not (build.ROOT / x).exists()]
+    assert not dead
+    names = {path.name for path in (build.ROOT / "notebooks").glob("*.ipynb")}
+    assert names == {x.removeprefix("notebooks/") for x in links if x.startswith("notebooks/")}
+    colab = "https://colab.research.google.com/github/" + build.repository().split(".com/")[1]
+    assert {f"{colab}/blob/main/notebooks/{name}" for name in names} == {
+        x for x in links if "colab.research" in x
+    }

@@ -14,6 +14,7 @@ import argparse
 import copy
 import hashlib
 import re
+import subprocess
 import sys
 import time
 import tomllib
@@ -43,14 +44,14 @@ from importlib import metadata, util
 from pathlib import Path
 
 if "google.colab" in sys.modules and not util.find_spec("course_utils"):
-    os.system("git clone -q --depth 1 {url} /content/course")
-    os.system(f"{{sys.executable}} -m pip install -q -e /content/course")
-    os.chdir("/content/course/notebooks")
+    os.system("git clone -q {url} course")
+    os.system(f"{{sys.executable}} -m pip install -q -e course")
+    os.chdir("course/notebooks")
 if not util.find_spec("course_utils"):
-    folders = [Path.cwd(), *Path.cwd().parents]
-    sys.path += [str(folder) for folder in folders if (folder / "course_utils").is_dir()]
-versions = {{package.name: package.version for package in metadata.distributions()}}
-print(sys.version.split()[0], *(f"{{n}} {{versions.get(n)}}" for n in {names}), sep="  ")
+    sys.path += [str(p) for p in Path.cwd().parents if (p / "course_utils").is_dir()]
+found = {{package.name: package.version for package in metadata.distributions()}}
+names = ("torch", "transformers", "course_utils")
+print("python", sys.version.split()[0], *(f"| {{name}} {{found.get(name)}}" for name in names))
 """
 SOLUTION = re.compile(r"^( *)# BEGIN SOLUTION\n.*?^ *# END SOLUTION$", re.M | re.S)
 MARKER = re.compile(r"^ *# (?:BEGIN|END) SOLUTION\n?", re.M)
@@ -78,7 +79,7 @@ def repository():
 
 
 def bootstrap_cell():
-    source = BOOTSTRAP.format(url=repository(), names=("torch", "transformers", "course_utils"))
+    source = BOOTSTRAP.format(url=repository())
     cell = nbformat.v4.new_code_cell(source.rstrip(), id="bootstrap")
     cell.metadata["tags"] = [IGNORE_OUTPUT]
     return cell
@@ -243,7 +244,7 @@ def execute(product):
         resources={"metadata": {"path": str(product.path.parent)}},
     )
     try:
-        client.execute()
+        client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log, not the cells'
     except CellExecutionError as error:
         raise BuildError(f"{product.path.name}: {error}") from None
     problems = []
