@@ -1,4 +1,4 @@
-"""Helpers of the course: from a conversation to text, mask, tokens, a fine-tuned model and a comparison.
+"""Helpers of the course: from a conversation to text, mask, tokens, a tuned model, a comparison.
 
 `import course_utils` is instant: only the rooms written in plain Python are loaded here, and torch
 and transformers are imported by the functions that need them.

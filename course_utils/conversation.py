@@ -188,7 +188,7 @@ def load_conversations(path: str | Path, *, alternate: bool = True) -> list[Conv
         first_line_of[found.id] = number
         conversations.append(found)
     if not conversations:
-        raise ConversationError(f"{path}: no conversation in it. Expected one JSON object per line.")
+        raise ConversationError(f"{path}: no conversation in it. Expected JSONL, one per line.")
     return conversations
 
 

