@@ -10,19 +10,31 @@ first picture that needs them.
 
 from importlib import import_module
 
-from course_utils.show.strips import masks, rendered, sample, strip
+from course_utils.show.lanes import masks
+from course_utils.show.overviews import all_families, all_modes
+from course_utils.show.strips import rendered, sample, strip
 from course_utils.show.style import PALETTE
 from course_utils.show.svg import Picture
 from course_utils.show.tables import Table, table
 
 _LATER = {
     **dict.fromkeys(("bars", "figure", "heat", "live_loss", "loss_curve"), "plots"),
-    **dict.fromkeys(
-        ("all_families", "all_modes", "mask_explorer", "template_explorer"), "explorers"
-    ),
+    **dict.fromkeys(("mask_explorer", "template_explorer"), "explorers"),
 }
 
-__all__ = ["PALETTE", "Picture", "Table", "masks", "rendered", "sample", "strip", "table", *_LATER]
+__all__ = [
+    "PALETTE",
+    "Picture",
+    "Table",
+    "all_families",
+    "all_modes",
+    "masks",
+    "rendered",
+    "sample",
+    "strip",
+    "table",
+    *_LATER,
+]
 
 
 def __getattr__(name):

@@ -1,6 +1,8 @@
 """Plots in the course's style; every figure says in words what it shows."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
+from time import monotonic
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -86,7 +88,6 @@ def bars(
             raise ValueError(f"{name or 'values'} has {len(numbers)} numbers for {rows} labels.")
         ys = [row + (number - (len(series) - 1) / 2) * step for row in range(rows)]
         colour = colours.get(name.lower()) or next(others, PALETTE["masked"])
-        hatch = ("", "///", "...", "xx")[number % 4]
         ax.barh(
             ys,
             numbers,
@@ -94,7 +95,6 @@ def bars(
             color=colour,
             edgecolor=INK,
             linewidth=0.8,
-            hatch=hatch,
             label=name,
         )
         pairs = ranges.get(name) or [(value, value) for value in numbers]
@@ -118,4 +118,158 @@ def bars(
     ax.grid(axis="x")
     if len(series) > 1:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0.2)
+    return fig, ax
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def loss_curve(steps, *, alt: str, window: int = 20):
+    """The loss of every step as dots, and its mean over the last `window` steps as a line.
+
+    steps: objects with `step`, `loss` (nats per graded token) and `graded_tokens`; in the mean
+           every graded token counts the same
+    """
+    steps = list(steps)
+    if not steps:
+        raise ValueError("nothing to show: there are no training steps.")
+    fig, ax = figure(7, 3, alt=alt)
+    _draw_loss(ax, steps, window)
+    return fig, ax
+
+
+def _draw_loss(ax, steps, window: int) -> None:
+    xs = [one.step for one in steps]
+    ax.plot(
+        xs,
+        [one.loss for one in steps],
+        ".",
+        color=PALETTE["masked"],
+        markersize=4,
+        label="each step",
+    )
+    ax.plot(xs, smoothed(steps, window), color=PALETTE["tuned"], label=f"mean of {window} steps")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss (nats per graded token)")
+    ax.grid(axis="y")
+    ax.legend(loc="upper right")
+
+
+def smoothed(steps, window: int = 20) -> list[float]:
+    """At each step the loss per graded token over it and the `window` - 1 steps before it."""
+    means = []
+    for end in range(1, len(steps) + 1):
+        recent = steps[max(end - window, 0) : end]
+        tokens = sum(one.graded_tokens for one in recent)
+        means.append(sum(one.loss * one.graded_tokens for one in recent) / tokens)
+    return means
+
+
+class LiveLoss:
+    """Call it with each training step: in Jupyter it keeps one plot up to date, elsewhere it only
+    collects `steps`. After `total` steps, or `finish()`, the plot stays as it is.
+    """
+
+    def __init__(self, total: int, window: int = 20):
+        self.total, self.window, self.steps = total, window, []
+        self._display, self._drawn_at = None, float("-inf")
+
+    def __call__(self, step) -> None:
+        self.steps.append(step)
+        if len(self.steps) >= self.total:
+            self.finish()
+        elif monotonic() - self._drawn_at >= 1:
+            self._draw()
+
+    def finish(self) -> None:
+        if self.steps:
+            self._draw()
+
+    def _draw(self) -> None:
+        if not _in_jupyter():
+            return
+        from IPython.display import Image, display
+
+        first, last = self.steps[0], self.steps[-1]
+        alt = (
+            f"Training loss after {len(self.steps)} of {self.total} steps: {first.loss:.2f} at "
+            f"step {first.step}, {last.loss:.2f} at step {last.step}."
+        )
+        image = Image(self._png(alt), alt=alt)
+        if self._display is None:
+            self._display = display(image, display_id=True)
+        else:
+            self._display.update(image)
+        self._drawn_at = monotonic()
+
+    def _png(self, alt: str) -> bytes:
+        fig, ax = loss_curve(self.steps, alt=alt, window=self.window)
+        ax.set_xlim(0, self.total)
+        ax.set_title(f"step {len(self.steps)} of {self.total}")
+        buffer = BytesIO()
+        fig.savefig(buffer, format="png")
+        plt.close(fig)
+        return buffer.getvalue()
+
+
+def live_loss(total: int, *, window: int = 20) -> LiveLoss:
+    """What to give to a training loop of `total` steps as `on_step`."""
+    return LiveLoss(total, window)
+
+
+def _in_jupyter() -> bool:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+# --- small matrices ------------------------------------------------------------------------------
+
+
+def heat(matrix, row_labels: Sequence[str], column_labels: Sequence[str], alt: str):
+    """A small matrix as colours, with the numbers written in where there is room.
+
+    matrix: rows of numbers, (len(row_labels), len(column_labels)); a tensor will do. Where nothing
+            is negative, darker is more; else white is zero, and the two signs have two colours.
+            An exact zero is written as 0.
+    """
+    rows = [[float(value) for value in row] for row in matrix]
+    shape = (len(rows), len(rows[0]) if rows else 0)
+    if shape != (len(row_labels), len(column_labels)) or not all(shape):
+        raise ValueError(
+            f"the matrix is {shape[0]} by {shape[1]}, but there are {len(row_labels)} row labels "
+            f"and {len(column_labels)} column labels."
+        )
+    largest = max(abs(value) for row in rows for value in row) or 1.0
+    signed = min(value for row in rows for value in row) < 0
+    width = min(9, 1.6 + 0.42 * shape[1])
+    fig, ax = figure(width, 1.1 + 0.34 * shape[0], alt=alt)
+    image = ax.imshow(
+        rows,
+        cmap="PuOr" if signed else "cividis_r",
+        vmin=-largest if signed else 0,
+        vmax=largest,
+        aspect="auto",
+    )
+    if shape[1] <= 20:
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                dark = abs(value) > 0.55 * largest
+                ax.text(
+                    x,
+                    y,
+                    "0" if value == 0 else f"{value:.2g}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else INK,
+                )
+    ax.set_xticks(range(shape[1]), column_labels, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(shape[0]), row_labels)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    fig.colorbar(image, ax=ax, shrink=0.9, pad=0.02).outline.set_visible(False)
     return fig, ax

@@ -26,7 +26,7 @@ KINDS = {
     "open": ("[", "special"),
     "role": ("@", "role"),
     "close": ("]", "special"),
-    "space": ("_", "space"),
+    "space": ("␣", "space"),
     "content": ("", None),
     "eot": ("■", "special"),
     "gap": ("~", "space"),
@@ -99,13 +99,14 @@ def chunks(text: str, width: int) -> Iterator[str]:
 
 
 def count(graded: Sequence[bool] | None, special: Sequence[bool], noun: str) -> str:
-    """Such as "36 tokens, 10 special, 10 graded (28 %)"."""
+    """Such as "36 tokens, 10 special, 10 graded (28 %)"; a share only where tokens are counted."""
     total = len(special)
     parts = [f"{total} {noun if total == 1 else noun + 's'}"]
     if any(special):
         parts.append(f"{sum(special)} special")
     if graded is not None:
-        parts.append(f"{sum(graded)} graded ({share(graded)})")
+        of_all = f" ({share(graded)})" if noun == "token" else ""
+        parts.append(f"{sum(graded)} graded{of_all}")
     return ", ".join(parts)
 
 

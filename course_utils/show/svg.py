@@ -8,10 +8,9 @@ from html import escape
 
 from course_utils.show.style import INK, PAPER, columns
 
-FONT_SIZE, CHARACTER = 13, 7.8  # one column of the monospace font, in px
-MARGIN = 12
+FONT_SIZE, CHARACTER = 12, 7.2  # one column of the monospace font, in px
+MARGIN, WIDEST = 12, 960  # px
 MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
-SANS = "DejaVu Sans, Helvetica, Arial, sans-serif"
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,85 @@
+"""Several masks over the same tokens."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from course_utils.show import boxes, svg
+from course_utils.show.boxes import Cell
+from course_utils.show.style import EDGE, GRADED, INK, MASKED, PALETTE, pad, runs, share, visible
+from course_utils.show.svg import MARGIN, WIDEST, Picture
+from course_utils.show.tokens import Tokens, checked, mask
+
+LANE = 19  # px
+
+
+def masks(
+    tokens: Sequence[str],
+    masks: Mapping[str, Sequence[bool]],
+    title: str | None = None,
+    *,
+    kinds: Sequence[str | None] | None = None,
+    special: Sequence[bool] | None = None,
+) -> Picture:
+    """A row for each mask, {name: list of booleans}, with the share of tokens that it grades."""
+    if not masks:
+        raise ValueError("nothing to show: give at least one mask, as {name: list of booleans}.")
+    shown = checked(tokens, None, kinds, special)
+    return picture(
+        shown,
+        {name: mask(f"mask {name!r}", graded, shown.tokens) for name, graded in masks.items()},
+        title,
+    )
+
+
+def picture(shown: Tokens, modes: dict[str, list[bool]], title: str | None) -> Picture:
+    widest_name = max(map(len, modes))
+    shares = {name: f"{sum(g)}/{len(g)} {share(g):>5}" for name, g in modes.items()}
+    captions = {name: f"{pad(name, widest_name)}  {shares[name]:>12}" for name in modes}
+    left = MARGIN + max(svg.width_of(caption, 11) for caption in captions.values()) + 10
+    parts, y, right = [], MARGIN, 0.0
+    if title:
+        parts.append(svg.text(MARGIN, y + 10, title, size=13, bold=True))
+        y, right = y + 18, MARGIN + svg.width_of(title, 13)
+    for row in boxes.rows(shown, left, WIDEST - MARGIN, numbers=True, row_per_turn=False):
+        for cell in row:
+            parts += boxes.head(cell, shown, y, numbers=True)
+            parts += boxes.box(cell, shown, y + boxes.HEAD)
+        y += boxes.HEAD + boxes.BOX + 5
+        for name, graded in modes.items():
+            parts.append(svg.text(MARGIN, y + 12, captions[name], size=11))
+            for cell in row:
+                parts += _lane(graded[cell.position], cell, y)
+            y += LANE
+        y += 12
+        right = max(right, row[-1].end)
+    everything = [shown.with_mask(graded) for graded in modes.values()]
+    legend, y = boxes.legend(everything, y, right + MARGIN)
+    drawing = svg.document(
+        parts + legend,
+        right + MARGIN,
+        y + MARGIN,
+        title=title or "Masks over the same tokens",
+        description="; ".join(
+            f"{name}: {shares[name]} graded, positions {runs(graded)}"
+            for name, graded in modes.items()
+        ),
+    )
+    return Picture(drawing, _text(shown, modes, shares, title))
+
+
+def _lane(graded: bool, cell: Cell, y: float) -> Iterator[str]:
+    fill, edge = (PALETTE["graded"], INK) if graded else (boxes.PALE_GREY, EDGE)
+    yield svg.rect(cell.x, y, cell.width, LANE - 3, fill=fill, stroke=edge, dashed=not graded)
+    yield boxes.sign(graded, cell.middle, y + 12)
+
+
+def _text(shown: Tokens, modes, shares, title: str | None) -> str:
+    """In plain text: a column for each mask, its name in the lines above."""
+    digits = len(str(len(shown) - 1))
+    lines = [title] if title else []
+    for number, name in enumerate(modes):
+        bars = "│  " * number
+        lines.append(f"{' ' * digits}  {bars}┌ {name}: {shares[name].replace('  ', ' ')}")
+    for position, token in enumerate(shown.tokens):
+        signs = "  ".join(GRADED if graded[position] else MASKED for graded in modes.values())
+        lines.append(f"{position:>{digits}}  {signs}  {visible(token)}")
+    return "\n".join(lines)
