@@ -42,14 +42,14 @@ class Message:
             )
         if not isinstance(self.content, str):
             raise ConversationError(
-                f"the content of a {self.role} turn is {type(self.content).__name__}, not text. "
-                "Join content parts into one string first."
+                f"the content of the {self.role} turn is {type(self.content).__name__}, not text. "
+                "Join content parts into one string; a turn without text has the content ''."
             )
         try:
             self.content.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ConversationError(
-                f"the content of a {self.role} turn holds a lone surrogate at character "
+                f"the content of the {self.role} turn holds a lone surrogate at character "
                 f"{error.start}, which no tokenizer can encode. Repair the text at its source."
             ) from None
 
@@ -69,7 +69,18 @@ class Conversation:
             for position, message in enumerate(self.messages)
         )
         if not messages:
-            raise ConversationError("the conversation is empty: it needs at least one message.")
+            raise ConversationError(
+                "the conversation is empty. Give it at least one message, or drop the record."
+            )
+        if not isinstance(self.id, str | None):
+            raise ConversationError(f"the id {self.id!r} is not text. Write it in quotes.")
+        if not isinstance(self.tags, list | tuple) or not all(
+            isinstance(tag, str) for tag in self.tags
+        ):
+            raise ConversationError(
+                f"the tags {self.tags!r} are not a list of texts. "
+                'Write them as ["one", "two"], or leave the field out.'
+            )
         object.__setattr__(self, "messages", messages)
         object.__setattr__(self, "tags", tuple(self.tags))
 
@@ -112,12 +123,18 @@ def from_record(record: Mapping, where: str = "the record") -> Conversation:
     """Read one decoded line of JSON; `where` names it in errors."""
     if not isinstance(record, Mapping):
         raise ConversationError(
-            f"{where}: expected a JSON object with 'messages', got {type(record).__name__}."
+            f"{where}: expected a JSON object with 'messages', got {type(record).__name__}. "
+            "Write one conversation per line."
         )
     name = f"{where} (id {record['id']!r})" if record.get("id") is not None else where
     if "messages" not in record:
-        hint = " 'conversations' is the ShareGPT layout: convert it." * ("conversations" in record)
-        raise ConversationError(f"{name}: no field 'messages', only {sorted(record)}.{hint}")
+        hint = (
+            "'conversations' is the ShareGPT layout: rename it to 'messages', 'from' to 'role' "
+            "and 'value' to 'content', and map the role names."
+            if "conversations" in record
+            else "A conversation's turns stand in 'messages'."
+        )
+        raise ConversationError(f"{name}: no field 'messages', only {sorted(record)}. {hint}")
     if not isinstance(record["messages"], list):
         raise ConversationError(f"{name}: 'messages' must be a list of role-and-content objects.")
     known = {"id", "messages", "tags"}
@@ -125,7 +142,7 @@ def from_record(record: Mapping, where: str = "the record") -> Conversation:
         return Conversation(
             messages=tuple(record["messages"]),
             id=record.get("id"),
-            tags=tuple(record.get("tags", ())),
+            tags=record.get("tags", ()),
             meta={key: value for key, value in record.items() if key not in known},
         )
     except ConversationError as error:
@@ -141,9 +158,9 @@ def check_turns(conversation: Conversation) -> Conversation:
     previous = None
     for position, role in enumerate(conversation.roles):
         if role not in NEXT_ROLES[previous]:
-            after = f"after a {previous} turn" if previous else "at the start"
+            place = f"after {previous}" if previous else "at the start"
             raise ConversationError(
-                f"message {position} is a {role} turn {after}, where only "
+                f"the turns do not alternate: message {position} is {role} {place}, where only "
                 f"{' or '.join(NEXT_ROLES[previous])} may stand. "
                 "Merge the turns, or drop the record: a template would render it wrongly or refuse."
             )
@@ -161,9 +178,17 @@ def load_conversations(path: str | Path, *, alternate: bool = True) -> list[Conv
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Expected JSONL, one conversation per line.")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ConversationError(
+            f"{path}, line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from None
     conversations, first_line_of = [], {}
     # Only "\n" ends a line of JSONL: splitlines() would also cut at U+2028 inside a text.
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -195,17 +220,22 @@ def load_conversations(path: str | Path, *, alternate: bool = True) -> list[Conv
 def save_conversations(conversations: Iterable[Conversation], path: str | Path) -> None:
     """Write JSONL that `load_conversations` reads back as it was."""
     lines = [json.dumps(c.as_record(), ensure_ascii=False) + "\n" for c in conversations]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    # A lone surrogate, which UTF-8 cannot hold, is written as JSON's own escape for it.
+    Path(path).write_bytes("".join(lines).encode("utf-8", "backslashreplace"))
 
 
 def _message(fields: Mapping, position: int) -> Message:
     if not isinstance(fields, Mapping):
         raise ConversationError(
-            f"message {position} is {type(fields).__name__}, not an object with role and content."
+            f"message {position} is {type(fields).__name__}. "
+            "Write it as an object with 'role' and 'content'."
         )
     missing = {"role", "content"} - set(fields)
     if missing:
-        raise ConversationError(f"message {position} has no field {' and '.join(sorted(missing))}.")
+        raise ConversationError(
+            f"message {position} has no field {' and '.join(sorted(missing))}, "
+            f"only {sorted(fields)}. Every message needs 'role' and 'content'."
+        )
     extra = set(fields) - {"role", "content"}
     if extra:
         # Dropping a field such as tool_calls would change what is trained without a word.
