@@ -119,6 +119,11 @@ def render(
             "the conversation already ends with an assistant turn; a generation prompt after it "
             "would open a second one. Drop the last turn first."
         )
+    if lossy and "system" not in rules.roles and set(conversation.roles) == {"system"}:
+        raise TemplateError(
+            f"{family} has no system role, and there is no user turn to fold the system text into. "
+            "Add the user's turn."
+        )
     expressible = set(rules.roles) | ({"system"} if lossy else set())
     for position, message in enumerate(conversation):
         if message.role not in expressible:
@@ -159,10 +164,14 @@ def parse(text: str | Rendered, family: str) -> Conversation:
     turns = rules.parse(text)
     if not turns:
         raise TemplateError(f"no turn found: this is no {family} text.")
-    found = conversation(*turns)
-    if str(render(found, family)) != text:
-        raise TemplateError(f"the text is not what {family} writes for any conversation.")
-    return found
+    try:
+        found = conversation(*turns)
+        if str(render(found, family)) == text:
+            return found
+        reason = "it would be written in another way"
+    except (ConversationError, TemplateError) as error:
+        reason = str(error)
+    raise TemplateError(f"the text is not what {family} writes for any conversation: {reason}")
 
 
 def chat_template(family: str, *, generation_tag: bool = False) -> str:
@@ -337,12 +346,12 @@ def mistral_spans(chat: Conversation, add_generation_prompt: bool) -> Iterator[S
             yield Span("[INST]", "open", turn, "user")
             yield Span(" ", "space", turn, "user")
             yield from _folded_system(chat, turn)
-            yield Span(message.content.strip(), "content", turn, "user")
+            yield Span(message.content, "content", turn, "user")
             yield Span(" ", "space", turn, "user")
             yield Span("[/INST]", "close", turn, "user")
         elif message.role == "assistant":
             yield Span(" ", "space", turn, "assistant", generated=True)
-            yield Span(message.content.strip(), "content", turn, "assistant", generated=True)
+            yield Span(message.content, "content", turn, "assistant", generated=True)
             yield Span("</s>", "eot", turn, "assistant", special=True, generated=True)
 
 
@@ -367,7 +376,7 @@ def mistral_parse(text: str) -> list[tuple[str, str]]:
 def _folded_system(chat: Conversation, turn: int) -> Iterator[Span]:
     """The system text at the head of the first user turn, for families without a system role."""
     if turn == 1 and chat[0].role == "system":
-        yield Span(chat[0].content.strip(), "content", 0, "system")
+        yield Span(chat[0].content, "content", 0, "system")
         yield Span("\n\n", "space", 0, "system")
 
 
@@ -430,7 +439,7 @@ FAMILIES: dict[str, Family] = {
         parse=mistral_parse,
         roles=("user", "assistant"),
         alternates=True,
-        trims=True,
+        trims=False,
         special_tokens=("<s>", "</s>"),
         markers=_any_of("<s>", "</s>", "[INST]", "[/INST]"),
         stop="</s>",
