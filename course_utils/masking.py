@@ -8,12 +8,13 @@ The rule of this module: a mask is right or it is refused. Whatever cannot be lo
 `MaskError`, with the turn and the text.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
-from course_utils.conversation import Conversation
-from course_utils.templates import Rendered, Span, render
+from course_utils.conversation import Conversation, Message
+from course_utils.templates import Rendered, Span, TemplateError, render
 from course_utils.tokenizers import (
     Encoded,
     TokenizerError,
@@ -71,11 +72,13 @@ def token_labels(encoded: Encoded, mask: list[bool]) -> list[int]:
     """
     labels = []
     for token, (number, (start, end)) in enumerate(zip(encoded.ids, encoded.offsets, strict=True)):
-        inside = mask[start:end]
+        # A token that covers no character stands with its neighbours.
+        inside = mask[start:end] or mask[max(start - 1, 0) : start + 1]
         if any(inside) and not all(inside):
             raise MaskError(
                 f"token {token} covers characters {start} to {end}, of which only some are graded: "
-                "the tokenizer merged text across the edge of the graded span."
+                "the tokenizer merged text across the edge of the graded span. Write a special "
+                "token or a line break at that edge in the template."
             )
         labels.append(number if inside and all(inside) else IGNORE_INDEX)
     return labels
@@ -133,7 +136,8 @@ def training_samples(
 
     `tokenizer` is a transformers tokenizer with a chat template, or the walkthrough's
     `WordTokenizer`. With `max_length` (tokens) a sample that is too long is cut after the last
-    assistant turn that still fits, never inside a turn.
+    assistant turn that still fits, never inside a turn. In the mode "last_turn" only the last reply
+    has to be located, which works with templates that render earlier replies in another way.
 
     Raises `MaskError` if the template rewrites what came before (so that a mask would be wrong), if
     the tokenizer has no template, or if nothing is left to grade.
@@ -141,11 +145,12 @@ def training_samples(
     name = f"conversation {conversation.id!r}: " if conversation.id is not None else ""
     try:
         if isinstance(tokenizer, WordTokenizer):
-            rendered = render(conversation, tokenizer.family, lossy=True)
-            specials = tuple(dict.fromkeys(s.text for s in rendered.spans if s.special))
+            spans = render(conversation, tokenizer.family, lossy=True).spans
+            specials = tuple({span.text for span in spans if span.special})
+            rendered = render(_guarded(conversation, specials), tokenizer.family, lossy=True)
             encoded = tokenizer.encode(rendered.text, specials)
         else:
-            rendered = spans_by_rerendering(conversation, tokenizer)
+            rendered = spans_by_rerendering(conversation, tokenizer, only_last=mode == "last_turn")
             encoded = encode(tokenizer, rendered.text)
             _check_prompts(rendered, encoded, tokenizer)
         labels = token_labels(encoded, character_mask(rendered, mode))
@@ -163,7 +168,7 @@ def training_samples(
                 f"nothing is left to grade (mode {mode!r}, roles {conversation.roles}). Such a row "
                 "would give a loss of 0/0; leave it out."
             )
-    except (MaskError, TokenizerError) as error:
+    except (MaskError, TemplateError, TokenizerError) as error:
         raise MaskError(f"{name}{error}") from None
     return [sample]
 
@@ -174,6 +179,8 @@ def truncate(sample: Sample, max_length: int) -> Sample:
     A cut inside a turn would teach that some replies stop in the middle of a word, so the partial
     turn is dropped whole. Raises `MaskError` if not even the first assistant turn fits.
     """
+    if max_length < 1:
+        raise MaskError(f"max_length is {max_length}: give a number of tokens, 1 or more.")
     if len(sample) <= max_length:
         return sample
     fitting = [cut for cut in sample.cuts if cut <= max_length]
@@ -198,9 +205,9 @@ def _owners(rendered: Rendered) -> list[Span]:
 
 
 def _graded_runs(rendered: Rendered, encoded: Encoded, labels: list[int]) -> tuple[GradedSpan, ...]:
-    owners = _owners(rendered)
+    owners = [span.turn if span.role == "assistant" else None for span in _owners(rendered)]
     graded = [
-        (position, owners[start].turn)
+        (position, owners[min(start, len(owners) - 1)])
         for position, ((start, _), label) in enumerate(zip(encoded.offsets, labels, strict=True))
         if label != IGNORE_INDEX
     ]
@@ -245,37 +252,32 @@ def render_template(tokenizer, messages: list[dict], *, add_generation_prompt: b
         ) from None
 
 
-def spans_by_rerendering(conversation: Conversation, tokenizer) -> Rendered:
+def spans_by_rerendering(
+    conversation: Conversation, tokenizer, *, only_last: bool = False
+) -> Rendered:
     """Find the assistant's turns in a chat template's output by rendering prefixes of the chat.
 
     For the assistant turn k, the text before its reply is what a server would send: messages 0 to
     k - 1 with the generation prompt. The text after it is messages 0 to k. Both must be prefixes of
     the whole, or the template rewrites history (it drops old reasoning, looks at the last user
-    turn, writes the time) and `MaskError` is raised.
+    turn, writes the time) and `MaskError` is raised. `only_last` looks for the last reply alone.
 
     The spans are coarse: text of others, assistant header, assistant content, end of turn, gap.
     Contents are guarded: what looks like a special token in them carries `tokenizers.GUARD`.
     """
-    specials = special_tokens(tokenizer)
-    messages = [
-        {"role": message.role, "content": guard(message.content, specials)}
-        for message in conversation
-    ]
-    if unguard(render_template(tokenizer, messages)) != render_template(
-        tokenizer, conversation.as_messages()
-    ):
+    if conversation.roles[0] == "assistant":
         raise MaskError(
-            "the template looks for special tokens inside contents and renders them in another "
-            "way than plain text, so text typed by a user could steer it."
+            "turn 0 is an assistant turn: no server would send an empty prompt before it. "
+            "Drop it, or put a user turn before it."
         )
+    specials = special_tokens(tokenizer)
+    messages = _guarded(conversation, specials).as_messages()
     uninvited = _uninvited_prompt(tokenizer, specials)
     whole = render_template(tokenizer, messages).removesuffix(uninvited)
+    replies = [turn for turn, role in enumerate(conversation.roles) if role == "assistant"]
     spans, position = [], 0
-    for turn, message in enumerate(conversation):
-        if message.role != "assistant":
-            continue
-        before = render_template(tokenizer, messages[:turn]) if turn else ""
-        before = before.removesuffix(uninvited)
+    for turn in replies[-1:] if only_last else replies:
+        before = render_template(tokenizer, messages[:turn]).removesuffix(uninvited)
         prompt = render_template(tokenizer, messages[:turn], add_generation_prompt=True)
         until = render_template(tokenizer, messages[: turn + 1]).removesuffix(uninvited)
         for shorter, longer, what in (
@@ -290,38 +292,85 @@ def spans_by_rerendering(conversation: Conversation, tokenizer) -> Rendered:
             Span(whole[position : len(before)], "content"),
             Span(whole[len(before) : len(prompt)], "role", turn, "assistant"),
             Span(whole[len(prompt) : stop], "content", turn, "assistant", generated=True),
-            Span(whole[stop:end], "eot", turn, "assistant", special=True, generated=True),
+            Span(whole[stop:end], "eot", turn, "assistant", whole[stop:end] in specials, True),
             Span(whole[end : len(until)], "gap", turn, "assistant"),
         ]
         position = len(until)
     spans.append(Span(whole[position:], "content"))
+    _check_contents(whole, messages)
+    _check_steering(conversation, tokenizer, messages, specials)
     return Rendered(tuple(span for span in spans if span.text), "chat template")
+
+
+def _guarded(conversation: Conversation, specials: tuple[str, ...]) -> Conversation:
+    return Conversation(tuple(Message(m.role, guard(m.content, specials)) for m in conversation))
 
 
 def _end_of_turn(
     until: str, start: int, content: str, specials: tuple[str, ...], turn: int
 ) -> tuple[int, int]:
-    """Where the end-of-turn token of the reply that begins at `start` begins and ends.
+    """Where the end of turn of the reply that begins at `start` begins and ends.
 
     It is the first special token behind the content. Behind it only white space may come: anything
-    else would be text that the model is to write after it stopped. A template without such a token
-    ends the turn with the text itself; then the range is empty.
+    else would be text that the model is to write after it stopped. In a template without such a
+    token it is all that the template writes behind the content.
     """
     found = until.find(content.strip(), start)
     if found < 0:
         raise MaskError(
             f"turn {turn}: the template does not write the content as it is, so it cannot be "
-            f"located: {unguard(content.strip())[:40]!r} is not in "
-            f"{unguard(until[start:])[:60]!r}."
+            f"located: {_shown(content)} is not in {_shown(until[start:])}. "
+            "Write the content as the template renders it, or change the template."
         )
-    behind = special_pattern(specials).search(until, found + len(content.strip()))
-    stop, end = behind.span() if behind else (len(until), len(until))
-    if until[end:].strip():
+    behind = found + len(content.strip())
+    if not (token := special_pattern(specials).search(until, behind)):
+        return behind, len(until)
+    if until[token.end() :].strip():
         raise MaskError(
-            f"turn {turn}: after the end of turn the template writes {unguard(until[end:])!r}; it "
-            "is unclear whether the model is to write that."
+            f"turn {turn}: after the end of turn the template writes "
+            f"{_shown(until[token.end() :])}; it is unclear whether the model is to write that. "
+            "Change the template so that the end of turn comes last."
         )
-    return stop, end
+    return token.span()
+
+
+def _check_contents(whole: str, messages: list[dict]) -> None:
+    """All but replies must stand in the text one after the other, tool outputs also as JSON."""
+    position = 0
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            continue
+        content = message["content"].strip()
+        if message["role"] == "tool" and content not in whole[position:]:
+            content = json.dumps(message["content"], ensure_ascii=False)
+        found = whole.find(content, position)
+        if found < 0:
+            raise MaskError(
+                f"turn {turn}: the template drops, moves or rewrites the text of the "
+                f"{message['role']} turn, {_shown(content)}. Put the text where the template "
+                "renders it (a system text into the first user turn, say), or change the template."
+            )
+        position = found + len(content)
+
+
+def _check_steering(
+    conversation: Conversation, tokenizer, guarded: list[dict], specials: tuple[str, ...]
+) -> None:
+    """What a content says must change neither the rest of the text nor its special tokens."""
+    rendered = render_template(tokenizer, guarded)
+    harmless = [
+        {"role": m["role"], "content": "x" if m["content"].strip() else m["content"]}
+        for m in guarded
+    ]
+    pattern = special_pattern(specials)
+    if unguard(rendered) != render_template(tokenizer, conversation.as_messages()) or (
+        pattern.findall(rendered) != pattern.findall(render_template(tokenizer, harmless))
+    ):
+        raise MaskError(
+            "the template writes other special tokens, or other text, when a content looks like "
+            "one, so text typed by a user could steer it. Remove such text from the contents, or "
+            "change the template."
+        )
 
 
 def _uninvited_prompt(tokenizer, specials: tuple[str, ...]) -> str:
@@ -338,8 +387,9 @@ def _uninvited_prompt(tokenizer, specials: tuple[str, ...]) -> str:
         answered = render_template(tokenizer, [*question, {"role": "assistant", "content": "a"}])
     except MaskError:
         return ""
-    stop = special_pattern(specials).search(answered, answered.rfind("a", 0, len(asked) + 1))
-    rest = answered[stop.end() :] if stop else ""
+    reply = answered[len(asked) :] if answered.startswith(asked) else ""
+    stop = special_pattern(specials).search(reply)
+    rest = reply[stop.end() :] if stop else ""
     return rest if rest.strip() and asked.endswith(rest) else ""
 
 
@@ -351,9 +401,14 @@ def _rewritten(turn: int, shorter: str, longer: str, what: str) -> str:
     return (
         f"turn {turn}: {what} changes what stood before it, at character {same}: "
         f"{unguard(shorter[same : same + 30])!r} became {unguard(longer[same : same + 30])!r}. "
-        "A mask made from prefixes would be wrong, so there is none. Train on each assistant turn "
-        "as a conversation of its own, or change the template."
+        "A mask made from prefixes would be wrong, so there is none. Make each reply a sample of "
+        f"its own, as in training_samples(conversation.prefix({turn + 1}), tokenizer, "
+        "mode='last_turn'), or change the template."
     )
+
+
+def _shown(text: str, width: int = 60) -> str:
+    return repr(unguard(text.strip())[:width])
 
 
 def _check_prompts(rendered: Rendered, encoded: Encoded, tokenizer) -> None:
@@ -366,6 +421,6 @@ def _check_prompts(rendered: Rendered, encoded: Encoded, tokenizer) -> None:
                 raise MaskError(
                     f"turn {span.turn}: the reply's first characters {span.text[:15]!r} merge with "
                     "the prompt into one token, so the model would be trained on ids that no "
-                    "server sends. The template should end its generation prompt with a special token."
+                    "server sends. End the template's generation prompt with a special token."
                 )
         position += len(span.text)
