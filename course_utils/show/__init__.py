@@ -18,7 +18,8 @@ from course_utils.show.svg import Picture
 from course_utils.show.tables import Table, table
 
 _LATER = {
-    **dict.fromkeys(("bars", "figure", "heat", "live_loss", "loss_curve"), "plots"),
+    **dict.fromkeys(("bars", "figure", "heat"), "plots"),
+    **dict.fromkeys(("live_loss", "loss_curve"), "training"),
     **dict.fromkeys(("mask_explorer", "template_explorer"), "explorers"),
 }
 

@@ -18,7 +18,7 @@ from course_utils.show.style import (
 )
 from course_utils.show.tokens import Tokens, turn_starts
 
-PAD, GAP = 5, 4  # px around the text in a box, between two boxes
+PAD, GAP = 4, 3  # px around the text in a box, between two boxes
 HEAD, BOX, FOOT = 15, 23, 17  # heights: number and kind, the box, the sign
 SMALL = 10  # font size of numbers
 PALE_GREY, PALE_EDGE = "#F2F2F2", "#8C8C8C"
@@ -126,16 +126,22 @@ def sign(graded: bool, x: float, y: float) -> str:
     return svg.text(x, y, GRADED if graded else MASKED, fill=ink, anchor="middle", bold=True)
 
 
-def legend(shown: Iterable[Tokens], y: float, width: float) -> tuple[list[str], float]:
-    """The signs that occur in `shown`, in words. Returns the elements and their lower end."""
+def legend(shown: Iterable[Tokens], y: float, width: float) -> tuple[list[str], float, float]:
+    """The signs that occur in `shown`, in words, below a picture that is `width` wide.
+
+    Returns the elements, their lower end, and the picture's width: a little more if that saves a
+    line.
+    """
     parts, x = [], svg.MARGIN
+    room = min(1.1 * max(width, 520), svg.WIDEST)
     for draw, words in _entries(list(shown)):
         taken = 17 + svg.width_of(words, 11)
-        if x > svg.MARGIN and x + taken > width - svg.MARGIN:
+        if x > svg.MARGIN and x + taken > room - svg.MARGIN:
             x, y = svg.MARGIN, y + 18
         parts += [*draw(x, y), svg.text(x + 17, y + 10, words, size=11, fill=PALE_INK)]
+        width = max(width, x + taken + svg.MARGIN)
         x += taken + 14
-    return parts, y + (14 if parts else 0)
+    return parts, y + (14 if parts else 0), width
 
 
 def _entries(shown: list[Tokens]):

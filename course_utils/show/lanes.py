@@ -4,7 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from course_utils.show import boxes, svg
 from course_utils.show.boxes import Cell
-from course_utils.show.style import EDGE, GRADED, INK, MASKED, PALETTE, pad, runs, share, visible
+from course_utils.show.style import (
+    GRADED,
+    INK,
+    MASKED,
+    PALE_INK,
+    PALETTE,
+    pad,
+    runs,
+    share,
+    visible,
+)
 from course_utils.show.svg import MARGIN, WIDEST, Picture
 from course_utils.show.tokens import Tokens, checked, mask
 
@@ -46,16 +56,15 @@ def picture(shown: Tokens, modes: dict[str, list[bool]], title: str | None) -> P
         y += boxes.HEAD + boxes.BOX + 5
         for name, graded in modes.items():
             parts.append(svg.text(MARGIN, y + 12, captions[name], size=11))
-            for cell in row:
-                parts += _lane(graded[cell.position], cell, y)
+            parts += _lane(row, graded, y)
             y += LANE
         y += 12
         right = max(right, row[-1].end)
     everything = [shown.with_mask(graded) for graded in modes.values()]
-    legend, y = boxes.legend(everything, y, right + MARGIN)
+    legend, y, width = boxes.legend(everything, y, right + MARGIN)
     drawing = svg.document(
         parts + legend,
-        right + MARGIN,
+        width,
         y + MARGIN,
         title=title or "Masks over the same tokens",
         description="; ".join(
@@ -66,10 +75,15 @@ def picture(shown: Tokens, modes: dict[str, list[bool]], title: str | None) -> P
     return Picture(drawing, _text(shown, modes, shares, title))
 
 
-def _lane(graded: bool, cell: Cell, y: float) -> Iterator[str]:
-    fill, edge = (PALETTE["graded"], INK) if graded else (boxes.PALE_GREY, EDGE)
-    yield svg.rect(cell.x, y, cell.width, LANE - 3, fill=fill, stroke=edge, dashed=not graded)
-    yield boxes.sign(graded, cell.middle, y + 12)
+def _lane(row: list[Cell], graded: list[bool], y: float) -> Iterator[str]:
+    yield svg.rect(row[0].x, y, row[-1].end - row[0].x, LANE - 3, fill=boxes.PALE_GREY)
+    for value, sign, ink in ((True, GRADED, INK), (False, MASKED, PALE_INK)):
+        cells = [cell for cell in row if graded[cell.position] == value]
+        if value:
+            for cell in cells:
+                yield svg.rect(cell.x, y, cell.width, LANE - 3, fill=PALETTE["graded"], stroke=INK)
+        if cells:
+            yield svg.signs([cell.middle for cell in cells], y + 12, sign, fill=ink)
 
 
 def _text(shown: Tokens, modes, shares, title: str | None) -> str:

@@ -25,11 +25,12 @@ def all_families(conversation: Conversation, *, title: str | None = None) -> Pic
 def family_strip(conversation: Conversation, family: str, *, lossy: bool = True) -> Strip:
     """The strip of one family, titled with its counts. Says below if it cannot be parsed back."""
     rendered = render(conversation, family, lossy=lossy)
+    words = of_words(rendered)
     return Strip(
         of_spans(rendered, "assistant"),
         title=family,
         note=_why_not_invertible(conversation, family),
-        counts=f"{len(rendered.text)} characters; as words and markers: {of_words(rendered).summary}",
+        counts=f"{len(rendered.text)} characters; as words and markers: {words.summary}",
     )
 
 

@@ -85,11 +85,10 @@ def picture(
         more, y, right = _draw(one, y + (14 if number else 0))
         parts += more
         width = max(width, right + MARGIN)
-    width = max(width, 420)
     for line in (line for note in notes for line in _wrapped(note)):
         parts.append(svg.text(MARGIN, y + 22, line, size=11, fill=PALE_INK))
         width, y = max(width, svg.width_of(line, 11) + 2 * MARGIN), y + 17
-    legend, y = boxes.legend([one.shown for one in strips], y + (18 if notes else 0), width)
+    legend, y, width = boxes.legend([one.shown for one in strips], y + (18 if notes else 0), width)
     drawing = svg.document(
         parts + legend,
         width,

@@ -15,7 +15,7 @@ PALETTE = {
     "tuned": "#D55E00",
     "accent": "#CC79A7",
 }
-INK, PALE_INK, PAPER, EDGE = "#1A1A1A", "#595959", "#FFFFFF", "#C8C8C8"
+INK, PALE_INK, PAPER = "#1A1A1A", "#595959", "#FFFFFF"
 
 GRADED, MASKED = "✓", "·"
 

@@ -8,7 +8,7 @@ from html import escape
 
 from course_utils.show.style import INK, PAPER, columns
 
-FONT_SIZE, CHARACTER = 12, 7.2  # one column of the monospace font, in px
+FONT_SIZE, CHARACTER = 11.5, 6.9  # one column of the monospace font, in px
 MARGIN, WIDEST = 12, 960  # px
 MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 
@@ -44,6 +44,15 @@ def text(x, y, words, *, size=FONT_SIZE, fill=INK, anchor=None, bold=False) -> s
         length = f"{width_of(words, size):.4g}"
         attributes.append(f'textLength="{length}" lengthAdjust="spacingAndGlyphs"')
     return f"<text {' '.join(attributes)}>{shown}</text>"
+
+
+def signs(where, y, sign, *, fill) -> str:
+    """The same bold sign around several places of a line."""
+    shown = "".join(f'<text x="{x:g}" y="{y:g}">{escape(sign)}</text>' for x in where)
+    return (
+        f'<g fill="{fill}" font-size="{FONT_SIZE}" font-weight="bold" text-anchor="middle">'
+        f"{shown}</g>"
+    )
 
 
 def rect(x, y, width, height, *, fill, stroke=None, stroke_width=1, dashed=False, rx=3) -> str:
