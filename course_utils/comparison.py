@@ -1,0 +1,380 @@
+"""Base against SFT: the same prompts to both models, and what changed, with intervals.
+
+    python -m course_utils.comparison --base gemma-3-270m --tuned runs/first
+
+Every measure is a small function of one reply and its prompt, so that anyone can read what a row of
+the table means. None of them judges whether a reply is good: they look at form, at facts that a
+string can check, and at stopping.
+"""
+
+import argparse
+import json
+import math
+import random
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from course_utils.conversation import Conversation, ConversationError, load_conversations
+from course_utils.masking import MaskError
+from course_utils.replies import Reply, generate, prompt_ids
+
+PROMPTS = Path(__file__).resolve().parent.parent / "data" / "comparison_prompts.jsonl"
+
+# --- measuring one reply -------------------------------------------------------------------------
+
+ROLE_HEADER = re.compile(
+    r"<start_of_turn>|<\|im_start\|>|<\|start_header_id\|>|\[INST\]"
+    r"|^\s*(system|user|human|assistant|model|bot|question|answer|q|a)\s*(:|$)",
+    re.I | re.M,
+)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text: pieces that end with . ! or ? before white space or the end."""
+    pieces = re.split(r"(?<=[.!?])[\"')\]]*\s+", text.strip())
+    return [piece for piece in pieces if re.search(r"\w", piece)]
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text."""
+    return re.findall(r"[^\W_]+(?:['’.,][^\W_]+)*", text.lower())
+
+
+def holds_role_header(text: str) -> bool:
+    """Does the reply open a turn of its own: a template's marker, or a line such as `User:`?"""
+    return bool(ROLE_HEADER.search(text))
+
+
+def mentions(text: str, expected: Sequence[str]) -> bool:
+    """Does one of the expected strings stand in the text as whole words, in any case?"""
+    return any(re.search(rf"(?<!\w){re.escape(e)}(?!\w)", text, re.I) for e in expected)
+
+
+def is_direct(text: str, question: str) -> bool:
+    """Does the reply begin with a statement of its own, neither a question nor the prompt again?
+
+    The first sentence counts as the prompt again if it shares over 80 % of its words with it.
+    """
+    first = next(iter(sentences(text)), "")
+    if not first or first.rstrip().endswith("?"):
+        return False
+    own, asked = words(first), set(words(question))
+    return sum(word in asked for word in own) <= 0.8 * len(own) or len(own) < 3
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """The share of word n-grams that already occurred earlier in the reply, from 0 to 1."""
+    found = words(text)
+    grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def ends_cleanly(text: str) -> bool:
+    """Does the reply end like finished writing: with . ! ? or a closing mark?"""
+    return bool(re.search(r"[.!?:)\"'`”’*\]]$", text.strip()))
+
+
+LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+", re.M)
+
+# What a prompt's "verify" may ask for: name -> (reply, value) -> is it so?
+VERIFIERS: dict[str, Callable[[str, object], bool]] = {
+    "sentences": lambda text, n: len(sentences(text)) == n,
+    "max_sentences": lambda text, n: 0 < len(sentences(text)) <= n,
+    "words": lambda text, n: len(text.split()) == n,
+    "max_words": lambda text, n: 0 < len(text.split()) <= n,
+    "list_items": lambda text, n: len(LIST_ITEM.findall(text)) == n,
+    "upper": lambda text, _: text.isupper(),
+    "lower": lambda text, _: text.islower(),
+    "no_digits": lambda text, _: bool(text) and not re.search(r"\d", text),
+    "starts_with": lambda text, start: text.startswith(start),
+    "ends_with": lambda text, end: text.endswith(end),
+    "contains": lambda text, parts: all(part.lower() in text.lower() for part in parts),
+}
+
+
+def obeys(text: str, verify: dict) -> bool:
+    """Does the reply meet every constraint of the prompt?"""
+    unknown = set(verify) - set(VERIFIERS)
+    if unknown:
+        raise ConversationError(
+            f"unknown constraint {sorted(unknown)}: choose from {', '.join(VERIFIERS)}."
+        )
+    return all(VERIFIERS[name](text, value) for name, value in verify.items())
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table. `of` gives a number per reply, or None where it does not apply."""
+
+    name: str
+    what: str
+    of: Callable[[Conversation, Reply], float | None]
+    share: bool = True
+
+
+def _expected(prompt: Conversation, reply: Reply) -> float | None:
+    expected = prompt.meta.get("expect")
+    return mentions(reply.text, expected) if expected else None
+
+
+def _expected_at_once(prompt: Conversation, reply: Reply) -> float | None:
+    expected = prompt.meta.get("expect")
+    first = next(iter(sentences(reply.text)), "")
+    return mentions(first, expected) if expected else None
+
+
+def _obeyed(prompt: Conversation, reply: Reply) -> float | None:
+    verify = prompt.meta.get("verify")
+    return obeys(reply.text, verify) if verify else None
+
+
+MEASURES = (
+    Measure("stops", "ends its reply by itself", lambda p, r: r.stopped),
+    Measure(
+        "no role header", "opens no turn of its own", lambda p, r: not holds_role_header(r.text)
+    ),
+    Measure(
+        "direct",
+        "begins with a statement, not a question or the prompt again",
+        lambda p, r: is_direct(r.text, p[-1].content),
+    ),
+    Measure("obeys", "meets the constraint it was given", _obeyed),
+    Measure("knows", "the expected fact stands anywhere in the reply", _expected),
+    Measure("knows at once", "the expected fact stands in the first sentence", _expected_at_once),
+    Measure(
+        "ends cleanly", "the last character ends a sentence", lambda p, r: ends_cleanly(r.text)
+    ),
+    Measure(
+        "repetition", "share of 4-word runs said before", lambda p, r: repetition(r.text), False
+    ),
+    Measure("words", "length of the reply", lambda p, r: float(len(r.text.split())), False),
+)
+
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` replies with a 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927): honest near 0 and 1 and for small n."""
+    if n == 0:
+        raise ValueError("no trials: an interval needs at least one.")
+    p, z2 = successes / n, z * z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 2.5 and 97.5 % quantiles of the mean over resamples of `values` (Efron 1979)."""
+    generator = random.Random(seed)
+    n = len(values)
+    means = sorted(sum(generator.choices(values, k=n)) / n for _ in range(draws))
+    return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def estimate(measure: Measure, prompts: Sequence[Conversation], replies: Sequence[Reply]):
+    """The `Estimate` of a measure, or None if it applies to none of the prompts."""
+    values = [measure.of(p, r) for p, r in zip(prompts, replies, strict=True)]
+    values = [float(value) for value in values if value is not None]
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    interval = wilson(round(sum(values)), len(values)) if measure.share else bootstrap(values)
+    return Estimate(mean, *interval, len(values))
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One column of the table: which model, and whether the prompt went through the template."""
+
+    model: str
+    template: bool
+
+    def __str__(self):
+        return f"{self.model}, {'template' if self.template else 'no template'}"
+
+
+def measure_all(prompts: Sequence[Conversation], replies: dict[Condition, Sequence[Reply]]) -> dict:
+    """{measure name: {condition as text: Estimate or None}} for every measure and condition."""
+    return {
+        measure.name: {str(c): estimate(measure, prompts, r) for c, r in replies.items()}
+        for measure in MEASURES
+    }
+
+
+def show_estimate(measure: Measure, found: Estimate | None) -> str:
+    """A cell of the table: `93 % (86–97)` for a share, `41.2 (35.0–48.1)` for a mean."""
+    if found is None:
+        return "–"
+    if measure.share:
+        return f"{found.mean:.0%} ({found.low:.0%}–{found.high:.0%})".replace("%–", "–")
+    digits = 0 if found.high >= 10 else 2
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
+
+
+def table_rows(estimates: dict) -> list[dict[str, str]]:
+    """The comparison as rows of text, a measure each, for printing or `show.table`."""
+    return [
+        {"measure": measure.name}
+        | {name: show_estimate(measure, e) for name, e in estimates[measure.name].items()}
+        | {"what it is": measure.what}
+        for measure in MEASURES
+    ]
+
+
+def format_table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of equal keys as aligned plain text."""
+    columns = list(rows[0])
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
+    lines = [[c.ljust(widths[c]) for c in columns], ["-" * widths[c] for c in columns]]
+    lines += [[row[c].ljust(widths[c]) for c in columns] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def compare(
+    base,
+    tuned,
+    tokenizer,
+    prompts: Sequence[Conversation],
+    *,
+    without_template: bool = True,
+    max_new_tokens: int = 200,
+    batch_size: int = 20,
+    on_reply: Callable[[Reply], None] = lambda reply: None,
+) -> dict[Condition, list[Reply]]:
+    """Greedy replies of both models to the same prompts, with and without the chat template.
+
+    `tokenizer` is the tuned checkpoint's: it has the template. Both models get the same ids and the
+    same stop tokens. The models may be loaded one after the other: pass functions without
+    arguments that return them.
+    """
+    replies = {}
+    for name, source in (("base", base), ("SFT", tuned)):
+        model = source() if callable(source) and not hasattr(source, "generate") else source
+        for template in (False, True) if without_template else (True,):
+            ids = [prompt_ids(prompt, tokenizer, template=template) for prompt in prompts]
+            replies[Condition(name, template)] = generate(
+                model,
+                tokenizer,
+                ids,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                on_reply=on_reply,
+            )
+        del model
+    return replies
+
+
+def as_record(prompts: Sequence[Conversation], replies: dict[Condition, Sequence[Reply]]) -> dict:
+    """Table and replies as plain data, for JSON."""
+    estimates = measure_all(prompts, replies)
+    return {
+        "table": {
+            name: {c: asdict(e) if e else None for c, e in row.items()}
+            for name, row in estimates.items()
+        },
+        "replies": [
+            {
+                "id": prompt.id,
+                **{
+                    str(c): {"text": r[i].text, "stopped": r[i].stopped} for c, r in replies.items()
+                },
+            }
+            for i, prompt in enumerate(prompts)
+        ],
+    }
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils.comparison",
+        description="Put the same prompts to a base model and its fine-tuned version.",
+        epilog="Exit codes: 0 compared, 1 generation failed, 2 wrong arguments or unusable input.",
+    )
+    parser.add_argument(
+        "--base", help="a named base, a folder or a Hub id (default: the machine's)"
+    )
+    parser.add_argument("--tuned", required=True, type=Path, help="folder of the fine-tuned model")
+    parser.add_argument(
+        "--prompts", type=Path, default=PROMPTS, help="JSONL (default: the course's)"
+    )
+    parser.add_argument("--limit", type=int, help="use only the first N prompts")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="(200)")
+    parser.add_argument("--batch-size", type=int, default=20, help="(20)")
+    parser.add_argument(
+        "--template-only", action="store_true", help="leave out the prompts without a template"
+    )
+    parser.add_argument("--output", type=Path, help="write table and replies here as JSON")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _arguments()
+    options = parser.parse_args(arguments)
+    from course_utils.checkpoints import CheckpointError
+
+    try:
+        return _run(options)
+    except (ConversationError, FileNotFoundError, CheckpointError, MaskError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError, OSError) as error:
+        print(f"{parser.prog}: generation failed: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options) -> int:
+    from tqdm import tqdm
+
+    from course_utils.checkpoints import CheckpointError, hardware, load_base, load_checkpoint
+    from course_utils.checkpoints import pick_base as pick
+
+    if not options.tuned.is_dir():
+        raise CheckpointError(
+            f"{options.tuned}: no such folder. Make one with python -m course_utils.sft."
+        )
+    prompts = load_conversations(options.prompts)[: options.limit]
+    base, why = pick(options.base)
+    print(f"Base: {why}")
+    tuned_model, tokenizer = load_checkpoint(options.tuned)
+    conditions = 2 if options.template_only else 4
+    with tqdm(total=conditions * len(prompts), unit="reply") as bar:
+        replies = compare(
+            lambda: load_base(base)[0],
+            tuned_model,
+            tokenizer,
+            prompts,
+            without_template=not options.template_only,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            on_reply=lambda reply: bar.update(),
+        )
+    record = {"base": base, "tuned": str(options.tuned), "hardware": hardware()}
+    record |= {"max_new_tokens": options.max_new_tokens} | as_record(prompts, replies)
+    print(f"{len(prompts)} prompts, greedy, at most {options.max_new_tokens} new tokens:\n")
+    print(format_table(table_rows(measure_all(prompts, replies))))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        print(f"\nTable and replies: {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Generating replies: what is sent to the model, how it continues, and whether it stops."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from course_utils.conversation import Conversation
+from course_utils.masking import MaskError, render_template
+from course_utils.tokenizers import encode, encode_untrusted, guard, special_tokens
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model wrote after a prompt.
+
+    text:    the reply without the token that ended it
+    ids:     its token ids, that token included
+    stopped: did the model end it, rather than run into `max_new_tokens`?
+    seconds: time of the batch it was generated in, divided by the batch's replies
+    """
+
+    text: str
+    ids: list[int]
+    stopped: bool
+    seconds: float
+
+
+def stop_ids(tokenizer) -> list[int]:
+    """The ids that end a reply: the template's end of turn, and the tokenizer's end of text.
+
+    The end of turn is read off the template: the last special token that it writes for a finished
+    assistant turn and not for its generation prompt.
+    """
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        question = [{"role": "user", "content": "q"}]
+        answered = [*question, {"role": "assistant", "content": "a"}]
+        prompt = render_template(tokenizer, question, add_generation_prompt=True)
+        text = render_template(tokenizer, answered)
+        if text.startswith(prompt):
+            known = set(special_tokens(tokenizer))
+            tail = encode(tokenizer, text[len(prompt) :]).ids
+            ends = [i for i in tail if tokenizer.convert_ids_to_tokens(i) in known]
+            ids = ends[:1] + ids
+    return list(dict.fromkeys(ids))
+
+
+def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) -> list[int]:
+    """The ids that are sent so that the assistant's reply comes next.
+
+    With `template` the tokenizer's chat template and its generation prompt; contents are guarded,
+    so nothing typed in them becomes a special token. Without it, the contents alone, one per line:
+    what a base model would be given by somebody who knows of no template.
+    """
+    if conversation.roles[-1] == "assistant":
+        raise MaskError(
+            f"conversation {conversation.id!r} ends with an assistant turn: there is nothing to "
+            "reply to. Drop its last turn."
+        )
+    if not template:
+        text = "\n".join(message.content for message in conversation)
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return start + encode_untrusted(tokenizer, text)
+    specials = special_tokens(tokenizer)
+    messages = [{"role": m.role, "content": guard(m.content, specials)} for m in conversation]
+    return encode(tokenizer, render_template(tokenizer, messages, add_generation_prompt=True)).ids
+
+
+def generate(
+    model,
+    tokenizer,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int = 200,
+    batch_size: int = 16,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_reply: Callable[[Reply], None] = lambda reply: None,
+) -> list[Reply]:
+    """One reply per prompt (lists of token ids), in the order of the prompts.
+
+    temperature 0 is greedy decoding; above it, sampling with that temperature from the full
+    distribution, `seed` deciding. Prompts of similar length share a batch.
+    """
+    if any(not prompt for prompt in prompts):
+        raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} is empty.")
+    replies: list[Reply | None] = [None] * len(prompts)
+    stops = stop_ids(tokenizer)
+    for indices in _by_length(prompts, batch_size):
+        began = time.perf_counter()
+        rows = _generate_batch(
+            model, [prompts[i] for i in indices], stops, max_new_tokens, temperature, seed
+        )
+        seconds = (time.perf_counter() - began) / len(indices)
+        for index, row in zip(indices, rows, strict=True):
+            stopped = bool(row) and row[-1] in stops
+            text = tokenizer.decode(row[:-1] if stopped else row, skip_special_tokens=False)
+            replies[index] = Reply(text.strip(), row, stopped, seconds)
+            on_reply(replies[index])
+    return replies
+
+
+def _by_length(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _generate_batch(model, prompts, stops, max_new_tokens, temperature, seed) -> list[list[int]]:
+    import torch
+    from transformers import GenerationConfig
+
+    longest = max(map(len, prompts))
+    # Padded on the left: every row's next token is then at the same place. What the padding holds
+    # does not matter, the attention mask hides it.
+    pad = stops[0] if stops else 0
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor(
+        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
+    torch.manual_seed(seed)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+    )
+    with torch.inference_mode():
+        output = model.generate(ids, attention_mask=mask, generation_config=settings)
+    return [_until_stop(row, stops) for row in output[:, longest:].tolist()]
+
+
+def _until_stop(row: list[int], stops: list[int]) -> list[int]:
+    """The row up to its first stop token, that token included."""
+    ends = [position for position, number in enumerate(row) if number in stops]
+    return row[: ends[0] + 1] if ends else row
+
+
+def next_token_probabilities(model, ids: list[int]):
+    """Probabilities of every token to come next after `ids`: a float32 tensor of shape (V,)."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits
+    return logits[0, -1].float().softmax(-1).cpu()

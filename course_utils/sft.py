@@ -1,0 +1,370 @@
+"""Supervised fine-tuning: the loop, and its command line.
+
+    python -m course_utils.sft --data data/conversations.jsonl --output runs/first
+
+It is pretraining's loop: forward pass, cross-entropy on the next token, backward pass, optimizer
+step. What makes it SFT is in the batch: conversations in a template, and labels that are
+`IGNORE_INDEX` wherever somebody else than the assistant speaks.
+"""
+
+import argparse
+import json
+import math
+import resource
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from course_utils.batching import collate, length_batches, prepare
+from course_utils.checkpoints import (
+    CheckpointError,
+    autocast_dtype,
+    family_for,
+    hardware,
+    load_base,
+    pick_base,
+    use_family,
+)
+from course_utils.conversation import ConversationError, load_conversations
+from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
+from course_utils.replies import stop_ids
+from course_utils.templates import FAMILIES
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """The knobs of a run. Lecture 08 gives the reason for each default.
+
+    steps:            optimizer steps
+    batch_size:       conversations in one forward pass
+    accumulate:       forward passes per optimizer step
+    learning_rate:    peak, reached after `warmup` of the steps, then falling linearly to zero
+    weight_decay:     AdamW's
+    clip:             largest norm of the gradient
+    train_embeddings: also move the embedding matrix (and the output layer tied to it)
+    seed:             order of the data
+    """
+
+    steps: int = 120
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    train_embeddings: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup is a share of the steps, from 0 to below 1, not {self.warmup}."
+            )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. `loss` is in nats per graded token, before the step."""
+
+    step: int
+    loss: float
+    tokens: int
+    graded_tokens: int
+    lr: float
+    grad_norm: float
+    seconds: float
+
+
+def graded_loss(model, batch: dict):
+    """Cross-entropy summed over the graded positions of a batch, and their number.
+
+    batch: `input_ids`, `attention_mask`, `labels` of shape (B, T), as `collate` makes them.
+
+    Position i's logits are compared with label i + 1. Logits are computed only where that label is
+    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step.
+    """
+    import torch.nn.functional as F
+
+    hidden = model.base_model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+    ).last_hidden_state
+    targets = batch["labels"][:, 1:]
+    graded = targets != IGNORE_INDEX
+    logits = model.get_output_embeddings()(hidden[:, :-1][graded]).float()
+    if softcap := getattr(model.config, "final_logit_softcapping", None):
+        logits = softcap * (logits / softcap).tanh()
+    return F.cross_entropy(logits, targets[graded], reduction="sum"), int(graded.sum())
+
+
+def learning_rate_at(step: int, config: SFTConfig) -> float:
+    """Linear warm-up to the peak, then linear decay that reaches zero right after the last step."""
+    warmup_steps = max(1, round(config.warmup * config.steps))
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    return config.learning_rate * (config.steps - step) / (config.steps - warmup_steps + 1)
+
+
+def trainable_parameters(model, config: SFTConfig) -> list:
+    """Freeze what `config` says and return the parameters that are trained."""
+    model.requires_grad_(True)
+    if not config.train_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def fine_tune(
+    model,
+    samples: Sequence[Sample],
+    config: SFTConfig | None = None,
+    *,
+    pad_token_id: int = 0,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> list[Step]:
+    """Train `model` in place on `samples`; returns one `Step` per optimizer step.
+
+    The weights must be float32; the forward pass runs in bfloat16 or float16 where the device is
+    faster at it. `on_step` is called after each step (a progress bar, a live loss curve). Raises
+    `FloatingPointError` as soon as a loss is not a number.
+    """
+    import torch
+
+    config = config or SFTConfig()
+    if not samples:
+        raise ValueError("no samples to train on.")
+    torch.manual_seed(config.seed)
+    device = next(model.parameters()).device
+    compute_dtype = autocast_dtype(device)
+    autocast = torch.autocast(device.type, compute_dtype) if compute_dtype else nullcontext()
+    # float16 underflows for small gradients: the scaler multiplies the loss and divides again.
+    scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype == torch.float16)
+    parameters = trainable_parameters(model, config)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    batches = length_batches(samples, config.batch_size, seed=config.seed)
+    model.train()
+    steps = []
+    for number in range(config.steps):
+        began = time.perf_counter()
+        rate = learning_rate_at(number, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = list(islice(batches, config.accumulate))
+        # One denominator for all forward passes of the step: a mean per pass would weigh the
+        # tokens of a short batch more than those of a long one (transformers #34191).
+        graded = sum(
+            label != IGNORE_INDEX
+            for batch in chosen
+            for sample in batch
+            for label in sample.labels[1:]
+        )
+        loss = 0.0
+        for batch in chosen:
+            # Few different lengths: the processor's kernels are prepared once per shape.
+            padded = collate(batch, pad_token_id, pad_to_multiple_of=16)
+            tensors = {name: values.to(device) for name, values in padded.items()}
+            with autocast:
+                total, _ = graded_loss(model, tensors)
+            scaler.scale(total / graded).backward()
+            loss += total.item() / graded
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {number} is {loss}. Lower the learning rate; check the batch."
+            )
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        steps.append(
+            Step(
+                number,
+                loss,
+                sum(len(sample) for batch in chosen for sample in batch),
+                graded,
+                rate,
+                float(norm),
+                time.perf_counter() - began,
+            )
+        )
+        on_step(steps[-1])
+    model.eval()
+    return steps
+
+
+def save_checkpoint(model, tokenizer, folder: str | Path, record: dict | None = None) -> Path:
+    """Save a fine-tuned model that stops by itself wherever it is loaded.
+
+    Writes bfloat16 safetensors, the tokenizer with its chat template, the end-of-turn token among
+    the ids that end generation, and `record` (how the run was made) as sft.json. The folder appears
+    only when it is complete.
+    """
+    import torch
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.generation_config.eos_token_id = stop_ids(tokenizer)
+    weights = {
+        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    dtype, model.config.dtype = model.config.dtype, torch.bfloat16
+    try:
+        model.save_pretrained(scratch, state_dict=weights)
+    finally:
+        model.config.dtype = dtype
+    tokenizer.save_pretrained(scratch)
+    (scratch / "sft.json").write_text(json.dumps(record or {}, indent=1) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    scratch.rename(folder)
+    return folder
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes: on the GPU if it used one, else in RAM."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts kibibytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_record(config: SFTConfig, steps: Sequence[Step], **more) -> dict:
+    """What a run did and on what, for sft.json and the lectures."""
+    seconds = sum(step.seconds for step in steps)
+    return {
+        **more,
+        "config": asdict(config),
+        "hardware": hardware(),
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(sum(step.tokens for step in steps) / seconds),
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "steps": [
+            {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(step).items()}
+            for step in steps
+        ],
+    }
+
+
+def _arguments() -> argparse.ArgumentParser:
+    default = SFTConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils.sft",
+        description="Fine-tune a base model on conversations and save the checkpoint.",
+        epilog="Exit codes: 0 saved, 1 the run failed, 2 wrong arguments or unusable input.",
+    )
+    parser.add_argument(
+        "--base", help="a named base, a folder or a Hub id (default: the machine's)"
+    )
+    parser.add_argument("--data", required=True, type=Path, help="JSONL, one conversation per line")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the checkpoint")
+    parser.add_argument(
+        "--family", choices=[f for f in FAMILIES if f != "raw"], help="chat template"
+    )
+    parser.add_argument(
+        "--mode", choices=list(MASK_MODES), default="assistant", help="what is graded"
+    )
+    parser.add_argument("--max-length", type=int, default=512, help="tokens; cut at turns (512)")
+    parser.add_argument("--steps", type=int, default=default.steps, help=f"({default.steps})")
+    parser.add_argument(
+        "--batch-size", type=int, default=default.batch_size, help=f"({default.batch_size})"
+    )
+    parser.add_argument("--accumulate", type=int, default=1, help="forward passes per step (1)")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=default.learning_rate,
+        help=f"({default.learning_rate})",
+    )
+    parser.add_argument("--train-embeddings", action="store_true", help="also move the embeddings")
+    parser.add_argument("--seed", type=int, default=0, help="order of the data (0)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an existing output folder"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _arguments()
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options, arguments)
+    except (ConversationError, FileNotFoundError, CheckpointError, MaskError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except (FloatingPointError, MemoryError, OSError) as error:
+        print(f"{parser.prog}: the run failed: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options, arguments) -> int:
+    import torch
+    from tqdm import tqdm
+
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"{options.output} exists. Choose another folder or add --overwrite.")
+    config = SFTConfig(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        learning_rate=options.learning_rate,
+        train_embeddings=options.train_embeddings,
+        seed=options.seed,
+    )
+    conversations = load_conversations(options.data)
+    base, why = pick_base(options.base)
+    print(f"Base: {why}")
+    model, tokenizer = load_base(base, dtype=torch.float32)
+    if options.family or not tokenizer.chat_template:
+        use_family(tokenizer, options.family or family_for(base, tokenizer))
+    data = prepare(conversations, tokenizer, mode=options.mode, max_length=options.max_length)
+    print(f"Data: {data}")
+    with tqdm(total=config.steps, unit="step") as bar:
+
+        def on_step(step: Step) -> None:
+            bar.update()
+            bar.set_postfix(
+                loss=f"{step.loss:.3f}", tokens_per_s=f"{step.tokens / step.seconds:.0f}"
+            )
+
+        steps = fine_tune(
+            model, data.samples, config, pad_token_id=tokenizer.pad_token_id or 0, on_step=on_step
+        )
+    command = shlex.join(["python", "-m", "course_utils.sft", *(arguments or sys.argv[1:])])
+    record = run_record(
+        config,
+        steps,
+        base=base,
+        command=command,
+        data={"samples": len(data.samples), "graded_tokens": data.graded_tokens},
+    )
+    save_checkpoint(model, tokenizer, options.output, record)
+    print(
+        f"Saved {options.output}: {len(steps)} steps in {record['seconds']:.0f} s "
+        f"({record['tokens_per_second']} tokens/s), loss {steps[0].loss:.2f} -> "
+        f"{steps[-1].loss:.2f}, peak memory {record['peak_memory_gib']} GiB."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
