@@ -255,7 +255,7 @@ def test_all_modes_are_shown():
 def test_template_explorer_follows_what_is_typed():
     explorer = show.template_explorer(WALKTHROUGH)
     before = explorer.strip.value
-    assert "36 tokens, 10 special, 10 graded (28 %)" in explorer.counts.value
+    assert "36 tokens, 10 special, 10 graded (28 %)" in explorer.picture.text
     explorer.turns[2].value = "At <b>100</b>."
     assert explorer.strip.value != before
     assert "At\u00a0&lt;b&gt;100&lt;/b&gt;." in explorer.strip.value
@@ -269,7 +269,7 @@ def test_template_explorer_shows_a_refusal_in_place():
     assert explorer.strip.value and not explorer.refusal.value
     explorer.option.value = True
     assert "gemma has no system role" in explorer.refusal.value
-    assert not explorer.strip.value and not explorer.counts.value
+    assert not explorer.strip.value and explorer.picture is None
     explorer.turns[0].value = ""
     assert explorer.strip.value and not explorer.refusal.value
     explorer.turns[1].value = ""
@@ -284,7 +284,7 @@ def test_mask_explorer_follows_the_mode():
     for mode in MASK_MODES:
         explorer.choice.value = mode
         seen[mode] = explorer.strip.value
-    assert "26 graded (72 %)" in explorer.counts.value
+    assert "26 graded (72 %)" in explorer.picture.text
     assert len(set(seen.values())) == len(MASK_MODES)
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from course_utils.show import svg
 from course_utils.show.style import (
     GRADED,
+    GRADED_FILL,
     INK,
     KIND_NAMES,
     KINDS,
     MASKED,
+    MASKED_FILL,
     PALE_INK,
     PALETTE,
     PAPER,
@@ -21,7 +23,7 @@ from course_utils.show.tokens import Tokens, turn_starts
 PAD, GAP = 4, 3  # px around the text in a box, between two boxes
 HEAD, BOX, FOOT = 15, 23, 17  # heights: number and kind, the box, the sign
 SMALL = 10  # font size of numbers
-PALE_GREY, PALE_EDGE = "#F2F2F2", "#8C8C8C"
+PALE_EDGE = "#8C8C8C"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def box(cell: Cell, shown: Tokens, y: float) -> Iterator[str]:
     graded = shown.graded[cell.position] if shown.graded is not None else None
     special = shown.special[cell.position]
     edge = PALETTE["special"] if special else INK if graded else PALE_EDGE
-    fill = {None: PAPER, True: PALETTE["graded"], False: PALE_GREY}[graded]
+    fill = {None: PAPER, True: GRADED_FILL, False: MASKED_FILL}[graded]
     yield svg.rect(
         cell.x,
         y,
@@ -159,7 +161,7 @@ def _entries(shown: list[Tokens]):
 
 
 def _swatch(graded: bool, x: float, y: float) -> Iterator[str]:
-    fill, edge = (PALETTE["graded"], INK) if graded else (PALE_GREY, PALE_EDGE)
+    fill, edge = (GRADED_FILL, INK) if graded else (MASKED_FILL, PALE_EDGE)
     yield svg.rect(x, y, 13, 13, fill=fill, stroke=edge, dashed=not graded)
     yield sign(graded, x + 6.5, y + 10.5)
 

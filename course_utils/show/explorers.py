@@ -26,8 +26,9 @@ class Explorer:
 
     turns:   a text area for each turn of the conversation; an empty one leaves its turn out
     choice:  the toggle buttons
-    options: a check box, or None
-    counts, strip, refusal: what is shown; `refusal` says why there is no strip, if there is none
+    option:  a check box, or None
+    strip, refusal: what is shown; `refusal` says why there is no strip, if there is none
+    picture: the `Picture` that is shown as the strip, or None
     """
 
     def __init__(
@@ -52,14 +53,12 @@ class Explorer:
         self.choice = ToggleButtons(options=list(choices), value=chosen)
         self.choice.style.button_width = "auto"
         self.option = Checkbox(False, description=option, indent=False) if option else None
-        self.counts, self.strip, self.refusal = HTML(), HTML(), HTML()
+        self.strip, self.refusal, self.picture = HTML(), HTML(), None
         inputs = [*self.turns, self.choice, *([self.option] if option else [])]
         for widget in inputs:
             widget.observe(self._update, "value")
         turns = HBox(self.turns, layout=Layout(flex_flow="row wrap"))
-        self.widget = VBox(
-            [turns, *inputs[len(self.turns) :], self.counts, self.refusal, self.strip]
-        )
+        self.widget = VBox([turns, *inputs[len(self.turns) :], self.refusal, self.strip])
         self._update()
 
     def conversation(self) -> Conversation:
@@ -77,12 +76,12 @@ class Explorer:
                 self.conversation(), self.choice.value, bool(self.option and self.option.value)
             )
         except REFUSALS as error:
-            self.counts.value = self.strip.value = ""
+            self.picture, self.strip.value = None, ""
             self.refusal.value = f"<p><b>No strip:</b> {escape(str(error))}</p>"
         else:
             self.refusal.value = ""
-            self.counts.value = f"<p>{escape(strip.summary)}</p>"
-            self.strip.value = strips.picture([strip]).svg
+            self.picture = strips.picture([strip])
+            self.strip.value = self.picture.svg
 
     def __repr__(self):
         return repr(self._static)

@@ -6,10 +6,11 @@ from course_utils.show import boxes, svg
 from course_utils.show.boxes import Cell
 from course_utils.show.style import (
     GRADED,
+    GRADED_FILL,
     INK,
     MASKED,
+    MASKED_FILL,
     PALE_INK,
-    PALETTE,
     pad,
     runs,
     share,
@@ -76,12 +77,12 @@ def picture(shown: Tokens, modes: dict[str, list[bool]], title: str | None) -> P
 
 
 def _lane(row: list[Cell], graded: list[bool], y: float) -> Iterator[str]:
-    yield svg.rect(row[0].x, y, row[-1].end - row[0].x, LANE - 3, fill=boxes.PALE_GREY)
+    yield svg.rect(row[0].x, y, row[-1].end - row[0].x, LANE - 3, fill=MASKED_FILL)
     for value, sign, ink in ((True, GRADED, INK), (False, MASKED, PALE_INK)):
         cells = [cell for cell in row if graded[cell.position] == value]
         if value:
             for cell in cells:
-                yield svg.rect(cell.x, y, cell.width, LANE - 3, fill=PALETTE["graded"], stroke=INK)
+                yield svg.rect(cell.x, y, cell.width, LANE - 3, fill=GRADED_FILL, stroke=INK)
         if cells:
             yield svg.signs([cell.middle for cell in cells], y + 12, sign, fill=ink)
 

@@ -16,6 +16,8 @@ PALETTE = {
     "accent": "#CC79A7",
 }
 INK, PALE_INK, PAPER = "#1A1A1A", "#595959", "#FFFFFF"
+# What boxes are filled with: 60 % of "graded", so that text on it can be read in grey too.
+GRADED_FILL, MASKED_FILL = "#66C5AB", "#F2F2F2"
 
 GRADED, MASKED = "✓", "·"
 
