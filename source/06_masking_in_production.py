@@ -479,7 +479,7 @@ strip(qwen, ids(qwen, messages), counted, "Qwen 3, draft 2: counted and not chec
 
 # %% [markdown]
 # Silently wrong: it grades the user's header and the first word of the user's next question. No shape is
-# off, and the loss will fall. Draft 3 and the course refuse:
+# off, and nothing fails. Draft 3 and the course refuse:
 
 # %%
 try:
@@ -947,8 +947,8 @@ draw(by_hand["input_ids"], padded, attention, "bug: labels padded with the paddi
 print(f"{padding} of {graded} graded positions are padding ({padding / graded:.0%})")
 
 # %% [markdown]
-# A large part of this batch's mean loss is about writing padding after padding, which is easy to predict. The
-# loss curve looks better, and the replies get a smaller share of the gradient.
+# That share of this batch's mean loss is about writing padding after padding, and the replies get only the
+# rest. Rows that need much padding make it worse.
 #
 # > **Common bug: padding and end of turn share an id.** Many recipes set `pad_token = eos_token`, since the
 # > tokenizer has no padding token, and use a collator that computes labels from ids: whatever equals the
