@@ -127,8 +127,7 @@ e02.gemma_twin(gemma_twin)
 # </details>
 
 # %%
-from course_utils.conversation import conversation
-from course_utils.templates import Rendered, render
+from course_utils.templates import Rendered
 from course_utils.tokenizers import Encoded
 
 
@@ -138,8 +137,9 @@ def template_tokens_per_turn(rendered: Rendered, encoded: Encoded) -> list[int]:
     rendered: a rendered conversation
     encoded:  its tokens; `encoded.offsets` are (start, end) ranges in `rendered.text`
 
-    >>> chat = conversation(("user", "Hi"))
-    >>> rendered = render(chat, "chatml")     # <|im_start|> user \\n Hi <|im_end|> \\n
+    >>> from course_utils import render
+    >>> from course_utils.conversation import conversation
+    >>> rendered = render(conversation(("user", "Hi")), "chatml")  # <|im_start|> user \\n Hi <|im_end|> \\n
     >>> offsets = [(0, 12), (12, 16), (16, 17), (17, 19), (19, 29), (29, 30)]
     >>> template_tokens_per_turn(rendered, Encoded([0, 1, 2, 3, 4, 5], offsets))
     [5]
