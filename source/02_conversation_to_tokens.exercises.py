@@ -139,7 +139,7 @@ def template_tokens_per_turn(rendered: Rendered, encoded: Encoded) -> list[int]:
 
     >>> from course_utils import render
     >>> from course_utils.conversation import conversation
-    >>> rendered = render(conversation(("user", "Hi")), "chatml")  # <|im_start|> user \\n Hi <|im_end|> \\n
+    >>> rendered = render(conversation(("user", "Hi")), "chatml")
     >>> offsets = [(0, 12), (12, 16), (16, 17), (17, 19), (19, 29), (29, 30)]
     >>> template_tokens_per_turn(rendered, Encoded([0, 1, 2, 3, 4, 5], offsets))
     [5]
