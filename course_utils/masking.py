@@ -379,18 +379,21 @@ def _uninvited_prompt(tokenizer, specials: tuple[str, ...]) -> str:
     The first template of Llama 3 does: it opens an assistant turn behind every conversation, a
     finished one too. In a training sample that would be a header with nothing after it.
     """
-    question = [{"role": "user", "content": "q"}]
+    question, reply = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     try:
-        asked = render_template(tokenizer, question, add_generation_prompt=True)
-        if asked != render_template(tokenizer, question):
+        asked = render_template(tokenizer, [question], add_generation_prompt=True)
+        if asked != render_template(tokenizer, [question]):
             return ""
-        answered = render_template(tokenizer, [*question, {"role": "assistant", "content": "a"}])
+        answered = render_template(tokenizer, [question, reply])
+        followed = render_template(tokenizer, [question, reply, question])
     except MaskError:
         return ""
-    reply = answered[len(asked) :] if answered.startswith(asked) else ""
-    stop = special_pattern(specials).search(reply)
-    rest = reply[stop.end() :] if stop else ""
-    return rest if rest.strip() and asked.endswith(rest) else ""
+    if not answered.startswith(asked) or followed.startswith(answered):
+        return ""  # What stands at the end stays there, so it belongs to the turn.
+    behind = answered.index("a", len(asked)) + 1
+    stop = special_pattern(specials).search(answered, behind)
+    rest = answered[stop.end() if stop else behind :].lstrip()
+    return rest if asked.endswith(rest) else ""
 
 
 def _rewritten(turn: int, shorter: str, longer: str, what: str) -> str:
