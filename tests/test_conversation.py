@@ -1,0 +1,379 @@
+"""The canonical schema: what is read, and the one clear error for each kind of bad input."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chats import ALL_MARKERS, FRAGMENTS, any_order
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_utils.conversation import (
+    ROLES,
+    Conversation,
+    ConversationError,
+    Message,
+    check_turns,
+    conversation,
+    from_record,
+    load_conversations,
+    save_conversations,
+)
+
+ROOT = Path(__file__).parent.parent
+USER, REPLY = ("user", "Hi"), ("assistant", "Hello")
+
+
+def record(*turns, **fields):
+    turns = turns or (USER, REPLY)
+    return fields | {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def file_of(tmp_path, *lines):
+    path = tmp_path / "chats.jsonl"
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_bytes("\n".join(lines).encode("utf-8"))
+    return path
+
+
+# --- reading and writing -------------------------------------------------------------------------
+
+
+def test_what_is_read(tmp_path):
+    path = file_of(tmp_path, record(id="a", tags=["x", "y"], license="CC0"), "", record())
+    first, second = load_conversations(path)
+    assert first.id == "a" and first.tags == ("x", "y") and first.meta == {"license": "CC0"}
+    assert second.id is None and second.tags == () and second.meta == {}
+    assert first.roles == ["user", "assistant"] and len(first) == 2
+    assert first[1] == Message("assistant", "Hello") and list(first) == list(first.messages)
+    assert first.prefix(1) == Conversation((Message("user", "Hi"),), "a", ("x", "y"), first.meta)
+    assert second.as_messages() == record()["messages"]
+
+
+def test_bom_line_ends_and_line_separators(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    odd = "a\u2028b\u0085c\rd\x0be\x1cf"
+    lines = [json.dumps(record(("user", odd)), ensure_ascii=False), json.dumps(record())]
+    path.write_bytes("\ufeff".encode() + "\r\n".join(lines).encode() + b"\r\n")
+    first, second = load_conversations(path)
+    assert first[0].content == odd
+    assert second.as_messages() == record()["messages"]
+
+
+METADATA = st.dictionaries(
+    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("id", "messages", "tags")),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.text(max_size=3)),
+    max_size=2,
+)
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(
+        st.tuples(any_order(ROLES), st.lists(st.text(max_size=4), max_size=2), METADATA),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_saving_and_loading_gives_the_same(tmp_path_factory, rows, named):
+    path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
+    chats = [
+        Conversation(conversation(*turns).messages, f"id {n}\n" if named else None, tags, meta)
+        for n, (turns, tags, meta) in enumerate(rows)
+    ]
+    save_conversations(chats, path)
+    assert load_conversations(path, alternate=False) == chats
+
+
+def test_a_lone_surrogate_in_other_fields_survives(tmp_path):
+    chat = Conversation(conversation(USER).messages, meta={"note": "\ud800"})
+    save_conversations([chat], tmp_path / "chats.jsonl")
+    assert load_conversations(tmp_path / "chats.jsonl") == [chat]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+# What stands in line 2 of the file, what the message must say is wrong, and the remedy it names.
+BAD = {
+    "broken JSON": ('{"id": "b", "messages": [', "broken JSON .*column 26", "one complete JSON"),
+    "two objects": ("{} {}", "broken JSON .Extra data", "one complete JSON object"),
+    "not an object": ([1, 2], "expected a JSON object with 'messages', got list", "per line"),
+    "a text": ('"hi"', "expected a JSON object with 'messages', got str", "per line"),
+    "no messages": ({"id": "b", "text": "x"}, "no field 'messages', only .'id', 'text'", "turns"),
+    "ShareGPT": (
+        {"id": "b", "conversations": [{"from": "human", "value": "Hi"}]},
+        "'b'.*no field 'messages'.*ShareGPT layout",
+        "rename it to 'messages', 'from' to 'role' and 'value' to 'content'",
+    ),
+    "messages a dict": ({"id": "b", "messages": {"role": "user"}}, "'messages' must be", "a list"),
+    "messages a text": ({"id": "b", "messages": "Hi"}, "'messages' must be", "a list of role"),
+    "messages null": ({"id": "b", "messages": None}, "'messages' must be", "a list of role"),
+    "empty": (
+        {"id": "b", "messages": []},
+        "'b'.*the conversation is empty",
+        "at least one message",
+    ),
+    "message a text": (
+        {"id": "b", "messages": ["Hi"]},
+        "message 0 is str",
+        "Write it as an object",
+    ),
+    "no content": (
+        {"id": "b", "messages": [{"role": "user"}]},
+        "message 0 has no field content",
+        "Every message needs 'role' and 'content'",
+    ),
+    "neither": ({"id": "b", "messages": [{}]}, "has no field content and role", "Every message"),
+    "unknown role": (
+        record(USER, ("gpt", "Hello"), id="b"),
+        "'b'.*message 1: unknown role 'gpt'.*system, user, assistant, tool",
+        "Map the role names",
+    ),
+    "role in capitals": (record(("User", "Hi")), "message 0: unknown role 'User'", "Map the role"),
+    "role null": (record((None, "Hi")), "message 0: unknown role None", "Map the role names"),
+    "role a list": (record((["user"], "Hi")), "message 0: unknown role .'user'", "Map the role"),
+    "content null": (
+        record(USER, ("assistant", None), id="b"),
+        "'b'.*message 1: the content of the assistant turn is NoneType",
+        "a turn without text has the content ''",
+    ),
+    "content in parts": (
+        record(("user", [{"type": "text", "text": "Hi"}])),
+        "message 0: the content of the user turn is list",
+        "Join content parts into one string",
+    ),
+    "lone surrogate": (
+        record(("user", "ab\ud83d"), id="b"),
+        "'b'.*message 0: the content of the user turn holds a lone surrogate at character 2",
+        "Repair the text",
+    ),
+    "tool calls": (
+        {"id": "b", "messages": [{"role": "user", "content": "x", "tool_calls": [], "name": "y"}]},
+        "message 0 has fields this schema does not know: .'name', 'tool_calls'",
+        "Write them into the content or remove them",
+    ),
+    "id a number": (record(id=7), "the id 7 is not text", "Write it in quotes"),
+    "id a list": (record(id=["b"]), "the id .'b'. is not text", "Write it in quotes"),
+    "tags a text": (record(id="b", tags="math"), "'b'.*tags 'math' are not a list", '"one", "two"'),
+    "tags numbers": (
+        record(tags=[1]),
+        "the tags .1. are not a list of texts",
+        "leave the field out",
+    ),
+    "tags null": (record(tags=None), "the tags None are not a list", "leave the field out"),
+    "tags an object": (record(tags={"a": 1}), "the tags {'a': 1} are not", "leave the field out"),
+    "user twice": (
+        record(USER, USER, id="b"),
+        "'b'.*do not alternate: message 1 is user after user, where only assistant may stand",
+        "Merge the turns, or drop the record",
+    ),
+    "assistant first": (
+        record(REPLY),
+        "message 0 is assistant at the start",
+        "Merge the turns, or",
+    ),
+    "assistant twice": (
+        record(USER, REPLY, REPLY),
+        "message 2 is assistant after assi",
+        "drop the",
+    ),
+    "system later": (record(USER, ("system", "S")), "message 1 is system after user", "drop the"),
+    "tool after user": (
+        record(USER, ("tool", "4")),
+        "message 1 is tool after user",
+        "drop the rec",
+    ),
+    "same id": (record(id="a"), "the id 'a' already stands in line 1", "an id of its own"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_record(tmp_path, kind):
+    line, wrong, remedy = BAD[kind]
+    path = file_of(tmp_path, record(id="a"), line, record(id="c"))
+    with pytest.raises(
+        ConversationError, match=f"(?s)^{path}, line 2.*{wrong}.*{remedy}"
+    ) as raised:
+        load_conversations(path)
+    assert "\n" not in str(raised.value)
+    assert raised.value.__context__ is None or raised.value.__suppress_context__
+
+
+def test_bad_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.jsonl: no such file. Expected JSONL"):
+        load_conversations(tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_conversations(tmp_path)
+    with pytest.raises(
+        ConversationError, match="chats.jsonl: no conversation in it. Expected JSON"
+    ):
+        load_conversations(file_of(tmp_path, "", "  "))
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(json.dumps(record()).encode() + b'\n{"id": "caf\xe9"}\n')
+    with pytest.raises(ConversationError, match="latin.jsonl, line 2: not UTF-8.*Save the file as"):
+        load_conversations(path)
+
+
+def test_a_record_outside_a_file():
+    with pytest.raises(ConversationError, match=r"^the record \(id 'b'\): message 0: unknown role"):
+        from_record(record(("bot", "x"), id="b"))
+    with pytest.raises(ConversationError, match="^row 5: the conversation is empty"):
+        from_record({"messages": []}, "row 5")
+
+
+def test_turns_may_be_left_unchecked(tmp_path):
+    path = file_of(tmp_path, record(USER, USER))
+    assert load_conversations(path, alternate=False)[0].roles == ["user", "user"]
+
+
+def test_turns_that_alternate():
+    for roles in (
+        "user",
+        "system user",
+        "user assistant user",
+        "system user assistant tool tool assistant user assistant",
+    ):
+        chat = conversation(*((role, "x") for role in roles.split()))
+        assert check_turns(chat) is chat
+    for roles in ("system system", "tool", "user system", "user assistant tool user"):
+        with pytest.raises(ConversationError, match="do not alternate"):
+            check_turns(conversation(*((role, "x") for role in roles.split())))
+
+
+def test_any_text_is_a_content():
+    for text in FRAGMENTS:
+        assert conversation(("user", text))[0].content == text
+
+
+# --- the shipped conversations -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_conversations(ROOT / "data" / "conversations.jsonl")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return load_conversations(ROOT / "data" / "comparison_prompts.jsonl")
+
+
+def user_texts(chats):
+    return [m.content for chat in chats for m in chat if m.role == "user"]
+
+
+def runs_of_words(text, size=8):
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+
+
+def test_shipped_conversations(shipped):
+    assert len(shipped) >= 200
+    assert len({chat.id for chat in shipped} - {None}) == len(shipped)
+    opening = [tuple(m.content for m in chat if m.role != "assistant") for chat in shipped]
+    assert len(set(opening)) == len(opening)
+    assert len(set(user_texts(shipped))) == len(user_texts(shipped))
+    for chat in shipped:
+        assert chat.roles[-1] == "assistant", chat.id
+        assert chat.meta["license"] == "CC-BY-4.0", chat.id
+        for message in chat:
+            assert message.content and message.content == message.content.strip(), chat.id
+            assert not any(marker.strip() in message.content for marker in SPECIAL_TEXTS), chat.id
+    kinds = {("system" in chat.roles, len(chat) > 3) for chat in shipped}
+    assert len(kinds) == 4, "single- and multi-turn, with and without system text"
+
+
+SPECIAL_TEXTS = [m for m in ALL_MARKERS if m[0] in "<["] + ["<|end_of_text|>", "<think>", "<eos>"]
+
+
+def test_shipped_prompts(shipped, prompts):
+    assert len(prompts) >= 60
+    assert len({chat.id for chat in prompts} - {None}) == len(prompts)
+    assert all(chat.roles[-1] == "user" for chat in prompts)
+    assert all(chat.meta["license"] == "CC-BY-4.0" for chat in prompts)
+    questions = user_texts(prompts)
+    assert "Explain self-attention to a beginner in 4 sentences." in questions
+    assert len(set(questions)) == len(questions)
+    assert not set(questions) & {m.content for chat in shipped for m in chat}
+    trained_on = set().union(*(runs_of_words(m.content) for chat in shipped for m in chat))
+    for question in questions:
+        assert not runs_of_words(question) & trained_on, question
+    assert not {chat.id for chat in prompts} & {chat.id for chat in shipped}
+
+
+# --- the rooms -----------------------------------------------------------------------------------
+
+
+def test_import_is_instant():
+    code = (
+        "import sys, time; start = time.perf_counter(); import course_utils\n"
+        "took = time.perf_counter() - start\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'matplotlib'}\n"
+        "print(took, sorted(heavy & set(sys.modules)))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split(maxsplit=1)
+        for _ in range(3)
+    ]
+    assert all(heavy.strip() == "[]" for _, heavy in runs)
+    # The fastest of three: a busy machine is no slow import.
+    assert min(float(took) for took, _ in runs) < 0.3
+
+
+# Rooms in the order in which data flows; a room imports none that stands after it.
+ORDER = ["conversation", "templates", "tokenizers", "masking", "examples"]
+MAY_IMPORT = {
+    "conversation": set(),
+    "templates": {"conversation"},
+    "tokenizers": set(),
+    "masking": {"conversation", "templates", "tokenizers"},
+    "examples": {"conversation"},
+}
+LAST = ("show", "check")
+
+
+def course_imports(path, *, top_level_only):
+    """The rooms that a file imports: at its top level only, or anywhere in it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "course_utils" and len(part) > 1}
+
+
+def standard(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_a_plain_room_imports_what_stands_before_it(room):
+    path = ROOT / "course_utils" / f"{room}.py"
+    assert course_imports(path, top_level_only=True) <= MAY_IMPORT[room]
+    assert set(standard(path)) <= sys.stdlib_module_names | {"course_utils"}
+    # toy_tokenizer needs every family's special tokens, examples make their record when asked.
+    late = {"tokenizers": {"templates"}, "examples": set(ORDER)}.get(room, set())
+    assert course_imports(path, top_level_only=False) <= MAY_IMPORT[room] | late
+
+
+def test_no_room_imports_show_or_check():
+    for path in (ROOT / "course_utils").glob("*.py"):
+        if path.stem not in LAST:
+            assert not course_imports(path, top_level_only=False) & set(LAST), path.name
