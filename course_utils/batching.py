@@ -29,7 +29,10 @@ class Prepared:
             f"{len(self.samples)} samples, {self.tokens} tokens, of which {self.graded_tokens} "
             f"({share:.0%}) are graded; {len(self.refused)} conversations refused"
         ]
-        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.refused])
+        lines += [f"  {name}: {reason}" for name, reason in self.refused[:5]]
+        if len(self.refused) > 5:
+            lines.append(f"  and {len(self.refused) - 5} more, all listed in `refused`")
+        return "\n".join(lines)
 
 
 def prepare(
@@ -59,14 +62,16 @@ def collate(samples: Sequence[Sample], pad_token_id: int, *, pad_to_multiple_of:
     """Pad samples on the right to one length T and stack them.
 
     Returns tensors of shape (B, T): `input_ids` padded with `pad_token_id`, `attention_mask`
-    with 0, and `labels` with `IGNORE_INDEX`. The label of padding is never the pad token: that would
-    grade the model on writing padding, and where pad and end of turn share an id it would be
+    with 0, and `labels` with `IGNORE_INDEX`. The label of padding is never the pad token: that
+    would grade the model on writing padding. Where pad and end of turn share an id it would be
     impossible to mask one without the other.
     """
     import torch
 
     if not samples:
         raise ValueError("no samples to collate: a batch needs at least one.")
+    if pad_to_multiple_of < 1:
+        raise ValueError(f"pad_to_multiple_of must be at least 1, not {pad_to_multiple_of}.")
     longest = max(len(sample) for sample in samples)
     length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
     rows = {"input_ids": [], "attention_mask": [], "labels": []}
