@@ -25,24 +25,26 @@ class Reply:
     seconds: float
 
 
-def stop_ids(tokenizer) -> list[int]:
-    """The ids that end a reply: the template's end of turn, and the tokenizer's end of text.
+def end_of_turn_id(tokenizer) -> int | None:
+    """The id that ends an assistant turn in the tokenizer's chat template.
 
-    The end of turn is read off the template: the last special token that it writes for a finished
-    assistant turn and not for its generation prompt.
+    Read off the template: the first special token that it writes behind a reply. None if there is
+    no template, or if it ends turns with ordinary text.
     """
-    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template:
-        question = [{"role": "user", "content": "q"}]
-        answered = [*question, {"role": "assistant", "content": "a"}]
-        prompt = render_template(tokenizer, question, add_generation_prompt=True)
-        text = render_template(tokenizer, answered)
-        if text.startswith(prompt):
-            known = set(special_tokens(tokenizer))
-            tail = encode(tokenizer, text[len(prompt) :]).ids
-            ends = [i for i in tail if tokenizer.convert_ids_to_tokens(i) in known]
-            ids = ends[:1] + ids
-    return list(dict.fromkeys(ids))
+    if not tokenizer.chat_template:
+        return None
+    reply = "reply-of-the-assistant"
+    answered = [{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}]
+    _, found, behind = render_template(tokenizer, answered).rpartition(reply)
+    known = set(special_tokens(tokenizer))
+    ids = encode(tokenizer, behind).ids if found else []
+    return next((i for i in ids if tokenizer.convert_ids_to_tokens(i) in known), None)
+
+
+def stop_ids(tokenizer) -> list[int]:
+    """The ids that end a reply: the template's end of turn, and the tokenizer's end of text."""
+    ids = [end_of_turn_id(tokenizer), tokenizer.eos_token_id]
+    return list(dict.fromkeys(number for number in ids if number is not None))
 
 
 def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) -> list[int]:
@@ -80,21 +82,37 @@ def generate(
     """One reply per prompt (lists of token ids), in the order of the prompts.
 
     temperature 0 is greedy decoding; above it, sampling with that temperature from the full
-    distribution, `seed` deciding. Prompts of similar length share a batch.
+    distribution, `seed` deciding. Prompts of similar length share a batch. The model's own
+    generation settings (a repetition penalty, say) are left out: they would hide what it does.
     """
-    if any(not prompt for prompt in prompts):
-        raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} is empty.")
+    import torch
+
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature}.")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {number} is empty: a model needs a token to continue from.")
     replies: list[Reply | None] = [None] * len(prompts)
     stops = stop_ids(tokenizer)
+    if temperature:
+        # Once, not per batch: the same prompt in two batches is to get two different replies.
+        torch.manual_seed(seed)
     for indices in _by_length(prompts, batch_size):
         began = time.perf_counter()
         rows = _generate_batch(
-            model, [prompts[i] for i in indices], stops, max_new_tokens, temperature, seed
+            model, [prompts[i] for i in indices], stops, max_new_tokens, temperature
         )
         seconds = (time.perf_counter() - began) / len(indices)
         for index, row in zip(indices, rows, strict=True):
             stopped = bool(row) and row[-1] in stops
-            text = tokenizer.decode(row[:-1] if stopped else row, skip_special_tokens=False)
+            text = tokenizer.decode(
+                row[:-1] if stopped else row,
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
             replies[index] = Reply(text.strip(), row, stopped, seconds)
             on_reply(replies[index])
     return replies
@@ -106,7 +124,7 @@ def _by_length(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[i
         yield order[start : start + batch_size]
 
 
-def _generate_batch(model, prompts, stops, max_new_tokens, temperature, seed) -> list[list[int]]:
+def _generate_batch(model, prompts, stops, max_new_tokens, temperature) -> list[list[int]]:
     import torch
     from transformers import GenerationConfig
 
@@ -118,7 +136,6 @@ def _generate_batch(model, prompts, stops, max_new_tokens, temperature, seed) ->
     mask = torch.tensor(
         [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
-    torch.manual_seed(seed)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -126,8 +143,13 @@ def _generate_batch(model, prompts, stops, max_new_tokens, temperature, seed) ->
         eos_token_id=stops or None,
         pad_token_id=pad,
     )
-    with torch.inference_mode():
-        output = model.generate(ids, attention_mask=mask, generation_config=settings)
+    # What `settings` leaves open would be filled in from the model's own.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with torch.inference_mode():
+            output = model.generate(ids, attention_mask=mask, generation_config=settings)
+    finally:
+        model.generation_config = own
     return [_until_stop(row, stops) for row in output[:, longest:].tolist()]
 
 
