@@ -8,12 +8,13 @@ step. What makes it SFT is in the batch: conversations in a template, and labels
 """
 
 import argparse
+import copy
 import json
 import math
-import resource
+import os
 import shlex
-import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -33,8 +34,12 @@ from course_utils.checkpoints import (
 )
 from course_utils.conversation import ConversationError, load_conversations
 from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
-from course_utils.replies import stop_ids
+from course_utils.replies import end_of_turn_id, stop_ids
 from course_utils.templates import FAMILIES
+
+# Graded positions whose logits are in memory at a time: 256 rows of 262,144 float32 are 0.25 GiB,
+# and a softmax with its gradient needs a few of them.
+LOGIT_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class SFTConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip"):
-            if getattr(self, name) <= 0:
+            # Written so that "not a number" is refused too.
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(
@@ -90,19 +96,31 @@ def graded_loss(model, batch: dict):
     batch: `input_ids`, `attention_mask`, `labels` of shape (B, T), as `collate` makes them.
 
     Position i's logits are compared with label i + 1. Logits are computed only where that label is
-    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step.
+    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step. They
+    are also computed a slice at a time, and again in the backward pass instead of being kept, so
+    that memory does not grow with the batch.
     """
     import torch.nn.functional as F
+    from torch.utils.checkpoint import checkpoint
 
     hidden = model.base_model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
     ).last_hidden_state
     targets = batch["labels"][:, 1:]
     graded = targets != IGNORE_INDEX
-    logits = model.get_output_embeddings()(hidden[:, :-1][graded]).float()
-    if softcap := getattr(model.config, "final_logit_softcapping", None):
-        logits = softcap * (logits / softcap).tanh()
-    return F.cross_entropy(logits, targets[graded], reduction="sum"), int(graded.sum())
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+
+    def loss_of(states, wanted):
+        logits = model.get_output_embeddings()(states).float()
+        if softcap:
+            logits = softcap * (logits / softcap).tanh()
+        return F.cross_entropy(logits, wanted, reduction="sum")
+
+    slices = zip(
+        hidden[:, :-1][graded].split(LOGIT_ROWS), targets[graded].split(LOGIT_ROWS), strict=True
+    )
+    total = sum(checkpoint(loss_of, *piece, use_reentrant=False) for piece in slices)
+    return total, int(graded.sum())
 
 
 def learning_rate_at(step: int, config: SFTConfig) -> float:
@@ -134,13 +152,13 @@ def fine_tune(
 
     The weights must be float32; the forward pass runs in bfloat16 or float16 where the device is
     faster at it. `on_step` is called after each step (a progress bar, a live loss curve). Raises
-    `FloatingPointError` as soon as a loss is not a number.
+    `ValueError` for samples that this model cannot be trained on, and `FloatingPointError` as soon
+    as a loss or gradient is not a number.
     """
     import torch
 
     config = config or SFTConfig()
-    if not samples:
-        raise ValueError("no samples to train on.")
+    check_samples(model, samples)
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
     compute_dtype = autocast_dtype(device)
@@ -187,6 +205,11 @@ def fine_tune(
             )
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        # The scaler of float16 expects overflows: it skips such a step and multiplies by less.
+        if not (math.isfinite(norm) or scaler.is_enabled()):
+            raise FloatingPointError(
+                f"the gradient of step {number} is {float(norm)}. Lower the learning rate."
+            )
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -206,34 +229,90 @@ def fine_tune(
     return steps
 
 
+def check_samples(model, samples: Sequence[Sample]) -> None:
+    """Raise `ValueError` if `graded_loss` would be wrong, or break, on a sample.
+
+    A label at position 0 has no position before it that could predict it, so it does not count.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if not samples:
+        raise ValueError("no samples to train on.")
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f"the weights are {model.dtype}, in which an update of the size of the learning rate "
+            "is rounded away. Load the model with dtype=torch.float32."
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for number, sample in enumerate(samples):
+        name = f"sample {number} (id {sample.id!r})"
+        if all(label == IGNORE_INDEX for label in sample.labels[1:]):
+            raise ValueError(
+                f"{name} has nothing graded after its first token: its loss would be 0/0. "
+                "Leave it out."
+            )
+        if max(sample.input_ids) >= vocabulary:
+            raise ValueError(
+                f"{name} holds the id {max(sample.input_ids)}, but the model's embedding has "
+                f"{vocabulary} rows: this tokenizer belongs to another model."
+            )
+    # Some architectures scale their logits behind the output layer, which graded_loss leaves out.
+    sample = samples[0]
+    end = next(i for i, label in enumerate(sample.labels) if i and label != IGNORE_INDEX) + 1
+    ids = torch.tensor([sample.input_ids[:end]], device=model.device)
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    labels[0, -1] = sample.labels[end - 1]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        ours, _ = graded_loss(model, batch)
+        own = F.cross_entropy(model(ids).logits[:, -2].float(), labels[:, -1])
+    model.train(training)
+    if not torch.allclose(ours, own, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ValueError(
+            f"the model's own loss is {own:.3f} where graded_loss gives {ours:.3f}: a "
+            f"{type(model).__name__} does more to its logits than graded_loss knows of. "
+            "Choose another base."
+        )
+
+
 def save_checkpoint(model, tokenizer, folder: str | Path, record: dict | None = None) -> Path:
     """Save a fine-tuned model that stops by itself wherever it is loaded.
 
     Writes bfloat16 safetensors, the tokenizer with its chat template, the end-of-turn token among
     the ids that end generation, and `record` (how the run was made) as sft.json. The folder appears
-    only when it is complete.
+    only when it is complete; until then one that was there before stays as it was.
     """
     import torch
 
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.generation_config.eos_token_id = stop_ids(tokenizer)
-    weights = {
-        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    dtype, model.config.dtype = model.config.dtype, torch.bfloat16
-    try:
-        model.save_pretrained(scratch, state_dict=weights)
-    finally:
-        model.config.dtype = dtype
-    tokenizer.save_pretrained(scratch)
-    (scratch / "sft.json").write_text(json.dumps(record or {}, indent=1) + "\n", encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.rename(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        model.generation_config.eos_token_id = stop_ids(tokenizer) or None
+        state = model.state_dict()
+        # Tied weights are one tensor under two names. They stay one, or the file holds both.
+        converted = {
+            tensor.data_ptr(): tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+            for tensor in state.values()
+        }
+        weights = {name: converted[tensor.data_ptr()] for name, tensor in state.items()}
+        model.save_pretrained(made, state_dict=weights)
+        config = copy.deepcopy(model.config)
+        config.dtype = torch.bfloat16
+        config.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        (made / "sft.json").write_text(json.dumps(record or {}, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        try:
+            made.rename(folder)
+        except OSError:
+            if (Path(scratch) / "old").exists():
+                (Path(scratch) / "old").rename(folder)
+            raise
     return folder
 
 
@@ -243,6 +322,8 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    import resource
+
     # Linux counts kibibytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -311,17 +392,37 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConversationError, FileNotFoundError, CheckpointError, MaskError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, MemoryError, OSError) as error:
-        print(f"{parser.prog}: the run failed: {error}", file=sys.stderr)
+    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        # Out of memory on a GPU is a RuntimeError.
+        print(
+            f"{parser.prog}: the run failed: {str(error) or type(error).__name__}", file=sys.stderr
+        )
         return 1
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted, nothing was saved.", file=sys.stderr)
+        return 1
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise `ValueError` if a checkpoint cannot be put there: before the training, not after it."""
+    if folder.exists():
+        if not overwrite:
+            raise ValueError(f"{folder} exists. Choose another folder or add --overwrite.")
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists()):
+            raise ValueError(f"{folder} is no checkpoint, so it is not overwritten.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made: {error}.") from None
+    if not os.access(folder.parent, os.W_OK):
+        raise ValueError(f"{folder} cannot be made: {folder.parent} is not writable.")
 
 
 def _run(options, arguments) -> int:
     import torch
     from tqdm import tqdm
 
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"{options.output} exists. Choose another folder or add --overwrite.")
+    check_output(options.output, options.overwrite)
     config = SFTConfig(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -336,6 +437,11 @@ def _run(options, arguments) -> int:
     model, tokenizer = load_base(base, dtype=torch.float32)
     if options.family or not tokenizer.chat_template:
         use_family(tokenizer, options.family or family_for(base, tokenizer))
+    if end_of_turn_id(tokenizer) is None:
+        print(
+            "Note: this chat template ends a turn without a special token, so the tuned model can "
+            "stop only by the end of text, which it is not trained to write."
+        )
     data = prepare(conversations, tokenizer, mode=options.mode, max_length=options.max_length)
     print(f"Data: {data}")
     with tqdm(total=config.steps, unit="step") as bar:

@@ -1,0 +1,626 @@
+"""The fine-tuning loop against plain PyTorch, the saved checkpoint, and the command line."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_base import tiny_base, tiny_model, tiny_samples, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from course_utils import sft
+from course_utils.batching import collate
+from course_utils.conversation import conversation, save_conversations
+from course_utils.examples import TINY_CHATS
+from course_utils.masking import IGNORE_INDEX, Sample
+from course_utils.replies import generate, next_token_probabilities, prompt_ids, stop_ids
+from course_utils.sft import (
+    SFTConfig,
+    check_output,
+    fine_tune,
+    graded_loss,
+    learning_rate_at,
+    save_checkpoint,
+    trainable_parameters,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+fixtures = (tiny_base,)
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    """Compute in float32 on every machine, for comparisons to many digits."""
+    monkeypatch.setattr(sft, "autocast_dtype", lambda device: None)
+
+
+def full_loss(model, batch):
+    """The definition: every position's logits, labels shifted by one, the masked ones ignored."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if softcap := getattr(model.config, "final_logit_softcapping", None):
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        batch["labels"][:, 1:].flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+    )
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same(left, right, tolerance=1e-5):
+    assert left.keys() == right.keys() and left
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=tolerance, atol=tolerance)
+    return True
+
+
+# --- the loss ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_graded_loss_and_its_gradient_are_those_of_the_full_computation(tied, softcap):
+    model = tiny_model(tied=tied)
+    model.config.final_logit_softcapping = softcap
+    batch = collate(tiny_samples(), 0)
+    loss, count = graded_loss(model, batch)
+    loss.backward()
+    ours = gradients(model)
+    model.zero_grad()
+    expected = full_loss(model, batch)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert count == int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) == 12
+    assert same(ours, gradients(model))
+
+
+def test_the_softcap_changes_the_loss():
+    model, batch = tiny_model(), collate(tiny_samples(), 0)
+    plain = graded_loss(model, batch)[0]
+    model.config.final_logit_softcapping = 1.0
+    assert abs(graded_loss(model, batch)[0] - plain) > 0.1
+
+
+def test_padding_changes_nothing():
+    model, samples = tiny_model(), tiny_samples()
+    alone = sum(graded_loss(model, collate([one], 0))[0] for one in samples)
+    together = graded_loss(model, collate(samples, 0))[0]
+    wide = graded_loss(model, collate(samples, 5, pad_to_multiple_of=64))[0]
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(wide, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_position_i_predicts_label_i_plus_1():
+    model = tiny_model()
+    ids = [5, 6, 7, 8]
+    batch = collate([Sample(ids, [IGNORE_INDEX, IGNORE_INDEX, 7, IGNORE_INDEX], (), ())], 0)
+    loss, count = graded_loss(model, batch)
+    expected = -next_token_probabilities(model, ids[:2]).log()[7]
+    assert count == 1
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_label_at_position_0_has_nothing_that_predicts_it():
+    loss, count = graded_loss(tiny_model(), collate([Sample([5, 6], [5, IGNORE_INDEX], (), ())], 0))
+    assert count == 0 and loss == 0
+    loss.backward()  # zero, not "not a number"
+
+
+# --- the schedule and what is trained ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 120])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+def test_the_learning_rate_rises_to_the_peak_then_falls_and_is_never_zero(steps, warmup):
+    config = SFTConfig(steps=steps, warmup=warmup, learning_rate=2.0)
+    rates = [learning_rate_at(step, config) for step in range(steps)]
+    peak = max(1, round(warmup * steps)) - 1
+    assert rates[peak] == max(rates) == 2.0 and min(rates) > 0
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    if peak < steps - 1:
+        assert learning_rate_at(steps, config) == 0
+
+
+def test_the_learning_rate_by_hand():
+    config = SFTConfig(steps=8, warmup=0.5, learning_rate=1.0)
+    assert [learning_rate_at(step, config) for step in range(8)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2]
+    )
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"steps": 0},
+        {"batch_size": -1},
+        {"accumulate": 0},
+        {"clip": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"learning_rate": math.inf},
+        {"warmup": 1.0},
+        {"warmup": -0.1},
+    ],
+)
+def test_a_knob_that_makes_no_run_is_refused(knob):
+    with pytest.raises(ValueError, match=f"^{next(iter(knob))} "):
+        SFTConfig(**knob)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("train_embeddings", [False, True])
+def test_embeddings_move_only_if_asked_and_everything_else_moves(tied, train_embeddings):
+    model = tiny_model(tied=tied)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    config = SFTConfig(steps=2, batch_size=3, train_embeddings=train_embeddings)
+    fine_tune(model, tiny_samples(), config)
+    for name, parameter in model.named_parameters():
+        frozen = not train_embeddings and ("embed_tokens" in name or "lm_head" in name)
+        assert torch.equal(parameter, before[name]) == frozen, name
+    assert ("lm_head.weight" in before) == (not tied)
+    trained = sum(p.numel() for p in trainable_parameters(model, config))
+    share = 400 * 32 * (1 if tied else 2)
+    assert sum(p.numel() for p in before.values()) - trained == (0 if train_embeddings else share)
+
+
+def test_weight_decay_does_not_move_frozen_embeddings():
+    model = tiny_model()
+    before = model.get_input_embeddings().weight.clone()
+    fine_tune(model, tiny_samples(), SFTConfig(steps=2, weight_decay=0.5))
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+OVERFIT = SFTConfig(steps=100, batch_size=3, learning_rate=5e-3, train_embeddings=True)
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def four_samples():
+    extra = conversation(("user", "Say yes."), ("assistant", "yes " * 12), id="long")
+    from course_utils.masking import training_samples
+
+    return [*tiny_samples(), *training_samples(extra, tiny_tokenizer("chatml"))]
+
+
+def test_accumulating_two_batches_of_2_is_one_batch_of_4(float32, monkeypatch):
+    samples = four_samples()
+    assert len({one.graded_tokens for one in samples}) > 2  # else a mean of means would pass too
+    clip, norms = torch.nn.utils.clip_grad_norm_, []
+
+    def keep(parameters, largest):
+        norms.append({str(i): p.grad.clone() for i, p in enumerate(parameters)})
+        return clip(parameters, largest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
+    results = []
+    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        model = tiny_model()
+        config = SFTConfig(steps=1, batch_size=batch_size, accumulate=accumulate)
+        results.append((fine_tune(model, samples, config)[0], dict(model.named_parameters())))
+    whole, expected = results[0]
+    for step, parameters in results[1:]:
+        assert step.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert step.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+        assert (step.tokens, step.graded_tokens) == (whole.tokens, whole.graded_tokens)
+        assert same(parameters, expected, 1e-4)
+    assert same(norms[0], norms[1]) and same(norms[0], norms[2])
+
+
+def test_a_steps_loss_is_the_mean_over_its_graded_tokens(float32):
+    model, samples = tiny_model(), tiny_samples()
+    total, count = graded_loss(model, collate(samples, 0))
+    step = fine_tune(model, samples, SFTConfig(steps=1, batch_size=3))[0]
+    assert step.loss == pytest.approx(total.item() / count, rel=1e-5)
+    assert (step.step, step.graded_tokens, step.tokens) == (0, 12, sum(map(len, samples)))
+
+
+def test_every_step_is_reported_and_the_loss_falls():
+    model, seen = tiny_model(), []
+    config = replace(OVERFIT, steps=30)
+    steps = fine_tune(model, tiny_samples(), config, on_step=seen.append)
+    assert seen == steps and [step.step for step in steps] == list(range(30))
+    assert [step.lr for step in steps] == [learning_rate_at(i, config) for i in range(30)]
+    assert steps[-1].loss < 0.5 * steps[0].loss
+
+
+def test_the_same_seed_gives_the_same_run():
+    config = SFTConfig(steps=3, batch_size=1, seed=4)
+    runs = [fine_tune(tiny_model(), tiny_samples(), config) for _ in range(2)]
+    assert [step.loss for step in runs[0]] == [step.loss for step in runs[1]]
+    other = fine_tune(tiny_model(), tiny_samples(), replace(config, seed=5))
+    assert [step.loss for step in other] != [step.loss for step in runs[0]]
+
+
+@cache
+def overfitted(mode="assistant", tied=True):
+    """A model that knows the three tiny chats by heart."""
+    model = tiny_model(tied=tied)
+    fine_tune(model, tiny_samples(mode=mode), OVERFIT)
+    return model
+
+
+def first_prompts(tokenizer):
+    return [prompt_ids(chat.prefix(len(chat) - 1), tokenizer) for chat in TINY_CHATS]
+
+
+def test_three_tiny_chats_are_learnt_word_for_word_with_their_ends():
+    tokenizer, model = tiny_tokenizer("chatml"), overfitted()
+    assert not model.training
+    replies = generate(model, tokenizer, first_prompts(tokenizer), max_new_tokens=30)
+    assert [reply.text for reply in replies] == [chat[-1].content for chat in TINY_CHATS]
+    assert all(reply.stopped for reply in replies)
+
+
+def test_a_model_that_is_never_graded_on_the_end_of_turn_does_not_learn_to_stop():
+    tokenizer = tiny_tokenizer("chatml")
+    (end, _), chance = stop_ids(tokenizer), {}
+    for mode in ("assistant", "assistant_content"):
+        chance[mode] = [
+            float(next_token_probabilities(overfitted(mode), ids + reply_ids(tokenizer, chat))[end])
+            for ids, chat in zip(first_prompts(tokenizer), TINY_CHATS, strict=True)
+        ]
+    assert min(chance["assistant"]) > 0.9
+    assert max(chance["assistant_content"]) < 0.05
+
+
+def reply_ids(tokenizer, chat):
+    return tokenizer(chat[-1].content, add_special_tokens=False)["input_ids"]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="the loss of step 0 is nan.*learning rate"):
+        fine_tune(model, tiny_samples(), SFTConfig(steps=2))
+
+
+def test_a_gradient_that_is_not_a_number_ends_the_run_before_it_reaches_the_weights(float32):
+    model = tiny_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(FloatingPointError, match="the gradient of step 0 is nan"):
+        fine_tune(model, tiny_samples(), SFTConfig(steps=1))
+    assert same(before, {name: p.detach() for name, p in model.named_parameters()})
+
+
+def test_samples_that_would_give_a_wrong_loss_are_refused():
+    good, model = tiny_samples()[0], tiny_model()
+    with pytest.raises(ValueError, match="no samples to train on"):
+        fine_tune(model, [])
+    for labels in ([IGNORE_INDEX, IGNORE_INDEX], [5, IGNORE_INDEX]):
+        with pytest.raises(ValueError, match="sample 1 .*'dull'.* nothing graded after its first"):
+            fine_tune(model, [good, Sample([5, 6], labels, (), (), "dull")])
+    with pytest.raises(ValueError, match="the id 400, but the model's embedding has 400 rows"):
+        fine_tune(model, [good, Sample([5, 400], [IGNORE_INDEX, 400], (), ())])
+    with pytest.raises(ValueError, match="bfloat16.*rounded away.*dtype=torch.float32"):
+        fine_tune(tiny_model().to(torch.bfloat16), [good])
+
+
+def test_a_model_that_scales_its_logits_is_refused():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        logits_scaling=8.0,
+    )
+    with pytest.raises(ValueError, match="GraniteForCausalLM does more to its logits"):
+        fine_tune(GraniteForCausalLM(config), tiny_samples())
+
+
+# --- the checkpoint ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_is_loaded_by_transformers_alone_and_stops(tied, tmp_path):
+    from safetensors import safe_open
+
+    tokenizer, model = tiny_tokenizer("chatml"), overfitted(tied=tied)
+    folder = save_checkpoint(model, tokenizer, tmp_path / "runs" / "first", {"base": "tiny"})
+    assert folder == tmp_path / "runs" / "first"
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "chat_template.jinja", "config.json", "sft.json"} <= names
+    assert all(path.suffix in (".json", ".jinja", ".safetensors") for path in folder.iterdir())
+    assert [path.name for path in folder.parent.iterdir()] == ["first"]
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+        assert ("lm_head.weight" in file.keys()) == (not tied)  # noqa: SIM118
+    assert json.loads((folder / "sft.json").read_text()) == {"base": "tiny"}
+    assert (folder / "chat_template.jinja").read_text() == tokenizer.chat_template
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert [tokenizer.convert_ids_to_tokens(i) for i in ends] == ["<|im_end|>", "<|endoftext|>"]
+    assert model.dtype == torch.float32
+
+    fresh, fresh_tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    assert (
+        fresh.dtype == torch.bfloat16 and fresh_tokenizer.chat_template == tokenizer.chat_template
+    )
+    assert len(fresh_tokenizer) == len(tokenizer)
+    prompt = fresh_tokenizer.apply_chat_template(
+        TINY_CHATS[0].prefix(1).as_messages(), add_generation_prompt=True, return_tensors="pt"
+    )
+    written = fresh.generate(**prompt, max_new_tokens=20, do_sample=False)
+    assert fresh_tokenizer.decode(written[0]).endswith("assistant\nyes<|im_end|>")
+
+
+def broken(*_, **__):
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("when", ["tokenizer", "rename"])
+def test_a_save_that_fails_leaves_the_old_checkpoint_and_no_half_of_the_new(
+    when, tmp_path, monkeypatch
+):
+    tokenizer, model = tiny_tokenizer("chatml"), tiny_model()
+    folder = tmp_path / "first"
+    save_checkpoint(model, tokenizer, folder, {"number": 1})
+    files = sorted(path.name for path in folder.iterdir())
+    if when == "tokenizer":
+        monkeypatch.setattr(tokenizer, "save_pretrained", broken)
+    else:
+        rename = Path.rename
+        monkeypatch.setattr(
+            Path, "rename", lambda a, b: broken() if a.name == "made" else rename(a, b)
+        )
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(model, tokenizer, folder, {"number": 2})
+    assert json.loads((folder / "sft.json").read_text()) == {"number": 1}
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(model, tokenizer, tmp_path / "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_a_checkpoint_is_replaced_whole(tmp_path):
+    folder = tmp_path / "first"
+    save_checkpoint(tiny_model(), tiny_tokenizer("chatml"), folder)
+    (folder / "old.txt").write_text("of the first run")
+    save_checkpoint(tiny_model(), tiny_tokenizer("llama3"), folder, {"number": 2})
+    assert not (folder / "old.txt").exists()
+    assert "<|eot_id|>" in (folder / "chat_template.jinja").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="exists. Choose another folder or add --overwrite"):
+        check_output(tmp_path / "empty", overwrite=False)
+    for name in ("file", "photos"):
+        with pytest.raises(ValueError, match="is no checkpoint, so it is not overwritten"):
+            check_output(tmp_path / name, overwrite=True)
+    with pytest.raises(ValueError, match="cannot be made"):
+        check_output(tmp_path / "file" / "run", overwrite=False)
+    check_output(tmp_path / "empty", overwrite=True)
+    check_output(tmp_path / "new" / "run", overwrite=False)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    save_conversations(TINY_CHATS, path)
+    return path
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of the command line, run in this process."""
+    try:
+        code = sft.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def test_a_run_from_the_command_line(tiny_base, data, tmp_path, capsys):
+    output = tmp_path / "runs" / "first"
+    options = ("--base", tiny_base, "--data", data, "--output", output, "--steps", 3)
+    options = (*options, "--batch-size", 2, "--learning-rate", "1e-3", "--train-embeddings")
+    code, out, err = run(capsys, *options)
+    assert code == 0
+    assert f"Base: {tiny_base}, because you asked for it." in out
+    assert "Data: 3 samples" in out and "0 conversations refused" in out
+    assert f"Saved {output}: 3 steps in" in out
+    assert "3/3" in err and "step" in err and "loss=" in err  # the progress bar
+    record = json.loads((output / "sft.json").read_text())
+    assert record["base"] == str(tiny_base) and len(record["steps"]) == 3
+    assert record["config"]["learning_rate"] == 1e-3 and record["config"]["train_embeddings"]
+    assert record["command"].startswith("python -m course_utils.sft --base")
+    assert record["data"] == {"samples": 3, "graded_tokens": 12}
+    assert record["hardware"]["precision"] in ("float32", "bfloat16", "float16")
+    assert "<|im_start|>" in AutoTokenizer.from_pretrained(output).chat_template
+
+    code, _, err = run(capsys, *options)
+    assert code == 2 and f"{output} exists. Choose another folder or add --overwrite." in err
+    code, out, _ = run(capsys, *options, "--overwrite", "--family", "llama3", "--mode", "last_turn")
+    assert code == 0
+    assert "<|eot_id|>" in AutoTokenizer.from_pretrained(output).chat_template
+
+
+def test_plain_ends_no_turn_with_a_special_token_and_the_command_line_says_so(
+    tiny_base, data, tmp_path, capsys
+):
+    options = ("--base", tiny_base, "--data", data, "--output", tmp_path / "run", "--steps", 1)
+    code, out, _ = run(capsys, *options, "--family", "plain")
+    assert code == 0 and "Note: this chat template ends a turn without a special token" in out
+
+
+def test_help_and_wrong_arguments(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "Exit codes: 0 saved" in out
+    for option in sft._arguments()._option_string_actions:
+        assert option in out
+    assert run(capsys)[0] == 2
+    assert run(capsys, "--data", "x", "--output", "y", "--mode", "half")[0] == 2
+
+
+def bad_line(data):
+    data.write_text(data.read_text() + "{broken\n")
+
+
+def without_special_tokens(base):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?").save_pretrained(base)
+
+
+@pytest.fixture
+def own_base(tmp_path):
+    """A base folder that a test may break."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+PROBLEMS = {
+    "missing data file": (
+        lambda base, data: data.unlink(),
+        (),
+        "chats.jsonl: no such file. Expected JSONL",
+    ),
+    "data is a folder": (
+        lambda base, data: (data.unlink(), data.mkdir()),
+        (),
+        "no such file. Expected JSONL",
+    ),
+    "broken JSON": (lambda base, data: bad_line(data), (), "chats.jsonl, line 4: broken JSON"),
+    "family that does not fit": (
+        lambda base, data: without_special_tokens(base),
+        ("--family", "chatml"),
+        "this tokenizer has no special token <|im_start|>, <|im_end|>, which chatml needs. "
+        "Families that fit it: plain.",
+    ),
+    "too short for everything": (
+        None,
+        ("--max-length", 5),
+        "none of 3 conversations can be trained on. The first: conversation 'tiny-echo': no "
+        "assistant turn ends within 5 tokens",
+    ),
+    "max length 0": (None, ("--max-length", 0), "max_length is 0: give a number of tokens"),
+    "steps 0": (None, ("--steps", 0), "steps must be greater than 0, not 0."),
+    "no learning rate": (
+        None,
+        ("--learning-rate", "nan"),
+        "learning_rate must be greater than 0, not nan.",
+    ),
+    "no weights": (
+        lambda base, data: (base / "model.safetensors").unlink(),
+        (),
+        "The folder must hold config.json, model.safetensors and the tokenizer's files.",
+    ),
+    "cut weights": (
+        lambda base, data: os.truncate(base / "model.safetensors", 2000),
+        (),
+        "base: cannot load this model.",
+    ),
+    "broken config": (
+        lambda base, data: (base / "config.json").write_text("{"),
+        (),
+        "base: cannot load this model.",
+    ),
+    "broken tokenizer": (
+        lambda base, data: (base / "tokenizer.json").write_text("{}"),
+        (),
+        "base: cannot load this model.",
+    ),
+    "other weights": (
+        lambda base, data: rename_weights(base / "model.safetensors"),
+        (),
+        " weights are not in it, such as ",
+    ),
+    "base is a file": (
+        None,
+        ("--base", __file__),
+        "It is neither a folder here nor could it be fetched from the Hugging Face Hub.",
+    ),
+}
+
+
+def rename_weights(path):
+    from safetensors.torch import load_file, save_file
+
+    weights = {f"encoder.{name}": tensor for name, tensor in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_problem_gets_one_clear_line_and_exit_code_2(
+    problem, own_base, data, tmp_path, capsys
+):
+    prepare, options, message = PROBLEMS[problem]
+    if prepare:
+        prepare(own_base, data)
+    before = capsys.readouterr()
+    assert before.err == ""
+    output = tmp_path / "out" / "run"
+    code, out, err = run(
+        capsys, "--base", own_base, "--data", data, "--output", output, "--steps", 1, *options
+    )
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("python -m course_utils.sft: ") and message in last
+    assert "Traceback" not in out + err and not output.exists()
+
+
+@pytest.mark.parametrize(
+    "failure, message",
+    [
+        (FloatingPointError("the loss of step 0 is nan."), "the run failed: the loss of step 0"),
+        (RuntimeError("CUDA out of memory."), "the run failed: CUDA out of memory."),
+        (MemoryError(), "the run failed: MemoryError"),
+        (KeyboardInterrupt(), "interrupted, nothing was saved."),
+    ],
+)
+def test_a_run_that_breaks_off_ends_with_exit_code_1(
+    failure, message, tiny_base, data, tmp_path, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(sft, "fine_tune", fail)
+    output = tmp_path / "run"
+    code, out, err = run(capsys, "--base", tiny_base, "--data", data, "--output", output)
+    assert code == 1 and message in err and "Traceback" not in err and not output.exists()
+
+
+def test_the_module_runs_as_a_command(tiny_base, data, tmp_path):
+    arguments = ["--base", tiny_base, "--data", data, "--output", tmp_path / "run", "--steps", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "course_utils.sft", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2/2" in done.stderr and "Saved" in done.stdout
+    assert (tmp_path / "run" / "model.safetensors").is_file()
