@@ -27,15 +27,38 @@ PROMPTS = Path(__file__).resolve().parent.parent / "data" / "comparison_prompts.
 
 ROLE_HEADER = re.compile(
     r"<start_of_turn>|<\|im_start\|>|<\|start_header_id\|>|\[INST\]"
-    r"|^\s*(system|user|human|assistant|model|bot|question|answer|q|a)\s*(:|$)",
+    # A role and a colon at the start of a line, perhaps as a heading or in bold.
+    r"|^[\s#>*_]*(system|user|human|assistant|model|bot|question|answer|q|a)[\s*_]*:"
+    # A role as the whole line, or one of the headings of instruction data.
+    r"|^(system|user|human|assistant|model)\s*$|^#+ *(instruction|response)\b",
     re.I | re.M,
 )
 
+LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+", re.M)
+SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_`]*(?=\s|$)")
+# What ends no sentence: initials, abbreviations, and the number in front of a list item ...
+NO_END = re.compile(
+    r"(?:^|[\s(\"'“‘])(?:[A-Z]|e\.g|i\.e|vs|cf|approx|Mr|Mrs|Ms|Dr|Prof|St|Fig)\.$|^\W*\d+\.$"
+)
+# ... and what ends one only where no small letter follows.
+MAYBE_END = re.compile(r"(?:\betc\.|\b[ap]\.m\.|\bU\.S\.|\.\.\.|…|[.!?][\"'”’)\]]+)$")
+
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text: pieces that end with . ! or ? before white space or the end."""
-    pieces = re.split(r"(?<=[.!?])[\"')\]]*\s+", text.strip())
-    return [piece for piece in pieces if re.search(r"\w", piece)]
+    """The sentences of a text: each ends with . ! or ? before white space, or with its line."""
+    found = []
+    for line in text.splitlines():
+        start = 0
+        for end in (match.end() for match in SENTENCE_END.finditer(line)):
+            sentence, rest = line[start:end], line[end:].lstrip()
+            if rest and (
+                NO_END.search(sentence) or (MAYBE_END.search(sentence) and rest[0].islower())
+            ):
+                continue
+            found.append(sentence)
+            start = end
+        found.append(line[start:])
+    return [sentence.strip() for sentence in found if re.search(r"\w", sentence)]
 
 
 def words(text: str) -> list[str]:
@@ -49,20 +72,40 @@ def holds_role_header(text: str) -> bool:
 
 
 def mentions(text: str, expected: Sequence[str]) -> bool:
-    """Does one of the expected strings stand in the text as whole words, in any case?"""
-    return any(re.search(rf"(?<!\w){re.escape(e)}(?!\w)", text, re.I) for e in expected)
+    """Does one of the expected strings stand in the text, not inside a word or another number?
+
+    Case does not matter, except for names of one or two letters: "Au" is gold, "au" is not.
+    """
+    return any(
+        re.search(
+            rf"(?<!\w)(?<!\d[.,]){re.escape(e)}(?!\w)(?![.,]\d)", text, 0 if len(e) < 3 else re.I
+        )
+        for e in expected
+    )
 
 
 def is_direct(text: str, question: str) -> bool:
-    """Does the reply begin with a statement of its own, neither a question nor the prompt again?
+    """Does the reply begin with a statement: no question, no role header, not the prompt again?
 
-    The first sentence counts as the prompt again if it shares over 80 % of its words with it.
+    The prompt again is a first sentence whose words stand side by side in the prompt (all of it,
+    or at least four words), or one that begins as an instruction does: "Name the capital of ..."
     """
     first = next(iter(sentences(text)), "")
-    if not first or first.rstrip().endswith("?"):
+    if not first or _asks(first) or ROLE_HEADER.match(first):
         return False
-    own, asked = words(first), set(words(question))
-    return sum(word in asked for word in own) <= 0.8 * len(own) or len(own) < 3
+    own, asked = words(first), words(question)
+    if own == asked or (len(own) >= 4 and _side_by_side(own, asked)):
+        return False
+    return question.rstrip().endswith("?") or len(asked) < 3 or own[:3] != asked[:3]
+
+
+def _asks(sentence: str) -> bool:
+    return sentence.rstrip("\"'”’)]*_` ").endswith("?")
+
+
+def _side_by_side(part: list[str], whole: list[str]) -> bool:
+    places = range(len(whole) - len(part) + 1)
+    return any(whole[start : start + len(part)] == part for start in places)
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -73,36 +116,47 @@ def repetition(text: str, n: int = 4) -> float:
 
 
 def ends_cleanly(text: str) -> bool:
-    """Does the reply end like finished writing: with . ! ? or a closing mark?"""
-    return bool(re.search(r"[.!?:)\"'`”’*\]]$", text.strip()))
+    """Does the text end like finished writing: with . ! ? or a closing mark?"""
+    return bool(re.search(r"[.!?…)\"'`”’*\]]$", text.strip()))
 
 
-LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+", re.M)
+def _length(text: str) -> int:
+    return sum(any(map(str.isalnum, word)) for word in text.split())
+
 
 # What a prompt's "verify" may ask for: name -> (reply, value) -> is it so?
 VERIFIERS: dict[str, Callable[[str, object], bool]] = {
     "sentences": lambda text, n: len(sentences(text)) == n,
     "max_sentences": lambda text, n: 0 < len(sentences(text)) <= n,
-    "words": lambda text, n: len(text.split()) == n,
-    "max_words": lambda text, n: 0 < len(text.split()) <= n,
+    "words": lambda text, n: _length(text) == n,
+    "max_words": lambda text, n: 0 < _length(text) <= n,
     "list_items": lambda text, n: len(LIST_ITEM.findall(text)) == n,
     "upper": lambda text, _: text.isupper(),
     "lower": lambda text, _: text.islower(),
-    "no_digits": lambda text, _: bool(text) and not re.search(r"\d", text),
+    "no_digits": lambda text, _: _length(text) > 0 and not re.search(r"\d", text),
     "starts_with": lambda text, start: text.startswith(start),
     "ends_with": lambda text, end: text.endswith(end),
     "contains": lambda text, parts: all(part.lower() in text.lower() for part in parts),
 }
+# Decided by what is there already; all others speak of the whole reply.
+DECIDED_EARLY = ("starts_with", "contains")
 
 
-def obeys(text: str, verify: dict) -> bool:
-    """Does the reply meet every constraint of the prompt?"""
+def obeys(text: str, verify: dict, *, finished: bool = True) -> bool:
+    """Does the reply meet every constraint of the prompt?
+
+    A reply that was cut off (not `finished`) meets none that speaks of the whole of it: without a
+    full stop two hundred tokens would count as the one sentence that was asked for.
+    """
     unknown = set(verify) - set(VERIFIERS)
     if unknown:
         raise ConversationError(
             f"unknown constraint {sorted(unknown)}: choose from {', '.join(VERIFIERS)}."
         )
-    return all(VERIFIERS[name](text, value) for name, value in verify.items())
+    return all(
+        (finished or name in DECIDED_EARLY) and VERIFIERS[name](text, value)
+        for name, value in verify.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -122,13 +176,16 @@ def _expected(prompt: Conversation, reply: Reply) -> float | None:
 
 def _expected_at_once(prompt: Conversation, reply: Reply) -> float | None:
     expected = prompt.meta.get("expect")
+    if not expected:
+        return None
     first = next(iter(sentences(reply.text)), "")
-    return mentions(first, expected) if expected else None
+    # A question that happens to hold the fact has not answered, nor has an endless sentence at once.
+    return not _asks(first) and mentions(" ".join(first.split()[:30]), expected)
 
 
 def _obeyed(prompt: Conversation, reply: Reply) -> float | None:
     verify = prompt.meta.get("verify")
-    return obeys(reply.text, verify) if verify else None
+    return obeys(reply.text, verify, finished=reply.stopped) if verify else None
 
 
 MEASURES = (
@@ -138,14 +195,20 @@ MEASURES = (
     ),
     Measure(
         "direct",
-        "begins with a statement, not a question or the prompt again",
+        "begins with a statement, not a question, a role or the prompt again",
         lambda p, r: is_direct(r.text, p[-1].content),
     ),
-    Measure("obeys", "meets the constraint it was given", _obeyed),
+    Measure("obeys", "meets every constraint it was given", _obeyed),
     Measure("knows", "the expected fact stands anywhere in the reply", _expected),
-    Measure("knows at once", "the expected fact stands in the first sentence", _expected_at_once),
     Measure(
-        "ends cleanly", "the last character ends a sentence", lambda p, r: ends_cleanly(r.text)
+        "knows at once",
+        "the expected fact stands in the first sentence, within 30 words",
+        _expected_at_once,
+    ),
+    Measure(
+        "ends cleanly",
+        "stops by itself, where a sentence ends",
+        lambda p, r: r.stopped and ends_cleanly(r.text),
     ),
     Measure(
         "repetition", "share of 4-word runs said before", lambda p, r: repetition(r.text), False
@@ -219,7 +282,7 @@ def measure_all(prompts: Sequence[Conversation], replies: dict[Condition, Sequen
 
 
 def show_estimate(measure: Measure, found: Estimate | None) -> str:
-    """A cell of the table: `93 % (86–97)` for a share, `41.2 (35.0–48.1)` for a mean."""
+    """A cell of the table: `93% (86–97%)` for a share, `41 (35–48)` or `0.12 (…)` for a mean."""
     if found is None:
         return "–"
     if measure.share:
@@ -264,21 +327,71 @@ def compare(
     same stop tokens. The models may be loaded one after the other: pass functions without
     arguments that return them.
     """
+    # All ids first: a prompt that cannot be sent is refused before minutes of generating.
+    ids = {
+        template: [prompt_ids(prompt, tokenizer, template=template) for prompt in prompts]
+        for template in ((False, True) if without_template else (True,))
+    }
+    largest = max((number for rows in ids.values() for row in rows for number in row), default=0)
     replies = {}
     for name, source in (("base", base), ("SFT", tuned)):
         model = source() if callable(source) and not hasattr(source, "generate") else source
-        for template in (False, True) if without_template else (True,):
-            ids = [prompt_ids(prompt, tokenizer, template=template) for prompt in prompts]
+        if largest >= (rows := model.get_input_embeddings().num_embeddings):
+            raise ValueError(
+                f"the tokenizer gives the id {largest}, but the {name} model's embedding has "
+                f"{rows} rows: base and tuned model do not belong together."
+            )
+        for template, sent in ids.items():
             replies[Condition(name, template)] = generate(
                 model,
                 tokenizer,
-                ids,
+                sent,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 on_reply=on_reply,
             )
         del model
     return replies
+
+
+def check_prompts(prompts: Sequence[Conversation]) -> Sequence[Conversation]:
+    """Return the prompts, or raise `ConversationError` for one that could not be measured."""
+    if not prompts:
+        raise ConversationError("no prompts to compare on.")
+    for prompt in prompts:
+        name = f"prompt {prompt.id!r}"
+        if prompt.roles[-1] == "assistant":
+            raise ConversationError(
+                f"{name} ends with an assistant turn: there is nothing to reply to. Drop that turn."
+            )
+        expected, verify = prompt.meta.get("expect") or [], prompt.meta.get("verify") or {}
+        if not isinstance(expected, list) or not all(isinstance(e, str) for e in expected):
+            raise ConversationError(
+                f'{name}: "expect" is {expected!r}. Write a list of texts, such as ["Tokyo"].'
+            )
+        if not isinstance(verify, dict):
+            raise ConversationError(
+                f'{name}: "verify" is {verify!r}. Write an object, such as {{"sentences": 1}}.'
+            )
+        for constraint, value in verify.items():
+            if constraint not in VERIFIERS:
+                raise ConversationError(
+                    f"{name}: unknown constraint {constraint!r}. "
+                    f"Choose from {', '.join(VERIFIERS)}."
+                )
+            if not _fits(constraint, value):
+                raise ConversationError(f"{name}: {constraint!r} cannot be {value!r}.")
+    return prompts
+
+
+def _fits(constraint: str, value) -> bool:
+    if constraint in ("upper", "lower", "no_digits"):
+        return value is True
+    if constraint in ("starts_with", "ends_with"):
+        return isinstance(value, str)
+    if constraint == "contains":
+        return isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return type(value) is int
 
 
 def as_record(prompts: Sequence[Conversation], replies: dict[Condition, Sequence[Reply]]) -> dict:
@@ -292,8 +405,14 @@ def as_record(prompts: Sequence[Conversation], replies: dict[Condition, Sequence
         "replies": [
             {
                 "id": prompt.id,
+                "messages": prompt.as_messages(),
                 **{
-                    str(c): {"text": r[i].text, "stopped": r[i].stopped} for c, r in replies.items()
+                    str(c): {
+                        "text": r[i].text,
+                        "tokens": len(r[i].ids),
+                        "stopped": r[i].stopped,
+                    }
+                    for c, r in replies.items()
                 },
             }
             for i, prompt in enumerate(prompts)
@@ -301,14 +420,23 @@ def as_record(prompts: Sequence[Conversation], replies: dict[Condition, Sequence
     }
 
 
+def base_of(tuned: Path) -> str | None:
+    """The base that a checkpoint of `course_utils.sft` was made from, if it says so."""
+    try:
+        return json.loads((tuned / "sft.json").read_text("utf-8")).get("base")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.comparison",
         description="Put the same prompts to a base model and its fine-tuned version.",
-        epilog="Exit codes: 0 compared, 1 generation failed, 2 wrong arguments or unusable input.",
+        epilog="Exit codes: 0 compared, 1 the run failed, 2 wrong arguments or unusable input.",
     )
     parser.add_argument(
-        "--base", help="a named base, a folder or a Hub id (default: the machine's)"
+        "--base",
+        help="a named base, a folder or a Hub id (default: the one that was tuned)",
     )
     parser.add_argument("--tuned", required=True, type=Path, help="folder of the fine-tuned model")
     parser.add_argument(
@@ -335,7 +463,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError, OSError) as error:
-        print(f"{parser.prog}: generation failed: {error}", file=sys.stderr)
+        print(
+            f"{parser.prog}: the comparison failed: {str(error) or type(error).__name__}",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted.", file=sys.stderr)
         return 1
 
 
@@ -349,8 +483,19 @@ def _run(options) -> int:
         raise CheckpointError(
             f"{options.tuned}: no such folder. Make one with python -m course_utils.sft."
         )
-    prompts = load_conversations(options.prompts)[: options.limit]
-    base, why = pick(options.base)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit must be at least 1, not {options.limit}.")
+    prompts = check_prompts(load_conversations(options.prompts)[: options.limit])
+    if options.output:
+        if options.output.is_dir():
+            raise ValueError(f"{options.output} is a folder. Name a file for the JSON.")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    tuned_from = None if options.base else base_of(options.tuned)
+    base, why = (
+        (tuned_from, f"{tuned_from}, because {options.tuned} was made from it.")
+        if tuned_from
+        else pick(options.base)
+    )
     print(f"Base: {why}")
     tuned_model, tokenizer = load_checkpoint(options.tuned)
     conditions = 2 if options.template_only else 4
@@ -370,7 +515,6 @@ def _run(options) -> int:
     print(f"{len(prompts)} prompts, greedy, at most {options.max_new_tokens} new tokens:\n")
     print(format_table(table_rows(measure_all(prompts, replies))))
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
         print(f"\nTable and replies: {options.output}")
     return 0
