@@ -179,7 +179,7 @@ def _expected_at_once(prompt: Conversation, reply: Reply) -> float | None:
     if not expected:
         return None
     first = next(iter(sentences(reply.text)), "")
-    # A question that happens to hold the fact has not answered, nor has an endless sentence at once.
+    # A question that happens to hold the fact is no answer, and an endless sentence none at once.
     return not _asks(first) and mentions(" ".join(first.split()[:30]), expected)
 
 
