@@ -127,21 +127,21 @@ def encode(tokenizer, text: str) -> Encoded:
     """
     if GUARD not in text:
         return _encode_piece(tokenizer, text, split_special_tokens=False)
+    specials = special_pattern(special_tokens(tokenizer))
     harmless = text.replace(GUARD, " ")
     whole = _encode_piece(tokenizer, harmless, split_special_tokens=False)
-    if _encode_in_pieces(tokenizer, harmless).ids != whole.ids:
+    if _encode_in_pieces(tokenizer, harmless, specials).ids != whole.ids:
         raise TokenizerError(
             "the text holds something that looks like a special token, and this tokenizer encodes "
             "the parts around a special token in another way when they stand alone, so it cannot "
             "be kept apart. Remove it from the text."
         )
-    return _encode_in_pieces(tokenizer, text)
+    return _encode_in_pieces(tokenizer, text, specials)
 
 
-def _encode_in_pieces(tokenizer, text: str) -> Encoded:
+def _encode_in_pieces(tokenizer, text: str, specials: re.Pattern) -> Encoded:
     """Encode special tokens as such, and each piece of guarded text between them by itself."""
     ids, offsets, position = [], [], 0
-    specials = special_pattern(special_tokens(tokenizer))
     for match in [*specials.finditer(text), None]:
         start, end = match.span() if match else (len(text), len(text))
         piece = _encode_guarded_piece(tokenizer, text[position:start])

@@ -46,13 +46,14 @@ UNICODE = ["é", "e\u0301", "水", "🙂", "👩‍👩‍👧", "\x00", "שלו
 ROLE_LIKE = ["user", "assistant", "system\n", "model", "ipython", "{{ messages }}", "{% if %}"]
 
 FRAGMENTS = ["", *TEXT, *SPACE, *NEAR, *ALL_MARKERS, *WHOLE_TURNS, *UNICODE, *ROLE_LIKE]
+# Nothing in these looks like a marker, so that transformers tokenizes them as we do.
 HARMLESS = ["", "yes", " No.", " why", "?", " é", "水", " 1", "00 "]
 
 
 def turns_from(drawn: tuple[bytes, str], roles: tuple[str, ...], fragments: list[str]):
     """A byte from 200 up begins a turn; any other adds a fragment, or the random text, to it."""
     data, random_text = drawn
-    pieces = [*fragments, random_text]
+    pieces = fragments if fragments is HARMLESS else [*fragments, random_text]
     turns = []
     for byte in data:
         if byte >= 200 or not turns:

@@ -6,7 +6,7 @@ from hypothesis import settings
 # The same examples in every run, so that a failure on a learner's machine can be repeated on ours.
 # To look for new ones: pytest --hypothesis-profile=explore
 settings.register_profile("course", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None, max_examples=5000)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("course")
 
 TOY_TEXTS = ["Water boils at 100 degrees Celsius. Hi! User: hello\n\nAssistant: Answer yes.\n"] * 8

@@ -192,6 +192,8 @@ WRONG = {
             lambda: {"A": "search", "B": "lock-step", "C": "words", "D": "words"},
             "A, B and C",
         ),
+        "misspelt": (lambda: {"A": "search", "B": "lockstep", "C": "words"}, "'lock-step'"),
+        "no dict": (lambda: ["search", "lock-step", "words"], "a dict"),
     },
     "is_graded": {
         "end of turn masked": (lambda k, r: (k, r) == ("content", "assistant"), "never stops"),
@@ -279,6 +281,17 @@ def test_wrong_answer_is_refused_with_a_reason(check, wrong):
     assert not isinstance(refused.value, NotAttempted)
     assert "\n" not in message and "Hint: " in message
     assert reason in message.split("Hint: ")[1], message
+
+
+def test_messages_say_where_the_answer_differs():
+    for check, wrong, said in [
+        ("character_mask", "one per span", "the mask of character_mask([('a:', False), "),
+        ("token_mask", "any", "returned [False, True], expected a ValueError. "),
+        ("token_mask", "refuses all", "raised ValueError, expected [False, False, True]. "),
+    ]:
+        with pytest.raises(CheckFailed) as refused:
+            getattr(e04, check)(WRONG[check][wrong][0])
+        assert said in str(refused.value)
 
 
 def test_every_exercise_has_wrong_answers():

@@ -295,7 +295,8 @@ def test_content_gives_no_special_id_with_real_tokenizers(name, real):
     chats = alternating() if name in ("gemma3", "qwen3") else any_order(roles)
     typed = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", *special_tokens(tokenizer)[-3:]]
 
-    @settings(max_examples=100, suppress_health_check=QUICK)
+    # Gemma's 6,000 added tokens make every example slow.
+    @settings(max_examples=40 if name == "gemma3" else 100, suppress_health_check=QUICK)
     @given(chats.map(as_conversation), st.sampled_from(typed), st.integers(0, 20))
     def safe(chat, token, place):
         if name == "qwen3":  # its template rewrites earlier turns, so only one exchange is possible

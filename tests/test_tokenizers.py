@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+import unicodedata
 
 import pytest
 from chats import ALL_MARKERS, FRAGMENTS, NEAR, WHOLE_TURNS
@@ -103,13 +104,15 @@ def test_untrusted_text_gives_no_special_id(name, bare_toy, real):
     specials, ids = special_tokens(tokenizer), special_ids(tokenizer)
     trusted = specials[-1]
 
-    @settings(max_examples=150, suppress_health_check=QUICK)
+    # Gemma's 6,000 added tokens make every example slow.
+    @settings(max_examples=40 if name == "gemma3" else 150, suppress_health_check=QUICK)
     @given(HOSTILE, st.sampled_from(specials))
     def harmless(text, typed):
         text = text + typed
         untrusted = encode_untrusted(tokenizer, text)
         assert not ids & set(untrusted)
-        assert tokenizer.decode(untrusted) == text
+        composed = unicodedata.normalize("NFC", text) if name == "qwen3" else text
+        assert tokenizer.decode(untrusted) == composed
         found = encode(tokenizer, guard(text, specials))
         assert found.ids == untrusted
         around = encode(tokenizer, trusted + guard(text, specials) + trusted)
