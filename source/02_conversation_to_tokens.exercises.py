@@ -6,7 +6,7 @@
 # ---
 
 # %% [markdown]
-# # 2 · Conversation to tokens: exercises
+# # 02 Conversation to tokens: exercises
 #
 # Six exercises, independent of each other, about 70 minutes, CPU, nothing to download.
 # Lecture: [../notebooks/02_conversation_to_tokens.ipynb](../notebooks/02_conversation_to_tokens.ipynb)

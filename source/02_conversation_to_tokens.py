@@ -6,18 +6,18 @@
 # ---
 
 # %% [markdown]
-# # 2 · Conversation to tokens
+# # 02 Conversation to tokens
 #
 # A model reads one row of token ids. A conversation is a list of turns. Something has to turn the
 # one into the other, and back. That something is the **chat template**.
 #
 # After this you can
-# - **render** a conversation in six formats and **parse** it back,
+# - **render** a conversation in six formats and **parse** it back from five of them,
 # - **construct** two conversations that a template writes as the same text, and say for which
 #   conversations that cannot happen,
 # - **keep** a special token that a user typed from forging a turn, and prove it from the ids.
 #
-# 45 minutes · CPU · four real tokenizers are fetched the first time, then it works offline
+# About 60 minutes, CPU. Four real tokenizers are fetched the first time; later runs work offline.
 
 # %% [markdown]
 # ## A conversation is a list of turns
@@ -64,7 +64,8 @@ show.rendered(rendered)
 
 # %% [markdown]
 # Every span is of one kind, and the spans joined are exactly the text: nothing is left over. (✓ marks what
-# the model itself is to write. Lecture 4 is about that.)
+# the model itself is to write: such text is **graded**, all other text is **masked**. Lecture 03 is about
+# that.)
 #
 # ## The inverse
 #
@@ -86,7 +87,7 @@ print(back.messages == WALKTHROUGH.messages)
 # opener**, a **role-header closer**, the **content**, and an **end of turn** (EOT). The table below is
 # not typed. It collects the spans that each renderer emits for the same question and answer.
 #
-# **Predict first.** In which families are all four markers present? Which family writes no role name?
+# **Predict first.** In which families are all four markers present? Which families write no role name?
 
 # %%
 question_and_answer = Conversation(WALKTHROUGH.messages[1:])
@@ -177,8 +178,8 @@ from itertools import combinations, cycle, pairwise
 def readings(text):
     """Every conversation of alternating turns, user first, that `raw` writes as `text`."""
     words = text.split(" ")
-    for turns in range(len(words)):
-        for ends in combinations(range(1, len(words)), turns):
+    for cuts in range(len(words)):
+        for ends in combinations(range(1, len(words)), cuts):
             contents = [" ".join(words[a:b]) for a, b in pairwise([0, *ends, len(words)])]
             yield conversation(*zip(cycle(["user", "assistant"]), contents, strict=False))
 
@@ -215,9 +216,10 @@ print(f"the walkthrough's {words} words have {2 ** (words - 1):,} readings")
 #
 # In words: render and parse, and you have the same turns; parse and render, and you have the same text.
 #
-# `render` refuses a conversation outside its canonical class. (`lossy=True` lifts that and does what the
-# published template does.) The class is on the safe side: it may leave out a conversation that would have
-# survived, never the reverse.
+# `render` refuses a conversation outside its family's canonical class. (`lossy=True` lifts that and does
+# what the published template does. `raw` refuses nothing: the course gives it no class, since there is no
+# parser.) The class is on the safe side: it may leave out a conversation that would have survived, never
+# the reverse.
 #
 # **Predict first.** Below are a few hundred random chats built from nasty pieces (half markers, line
 # breaks, the word "Assistant"). How many survive the round trip?
@@ -269,8 +271,8 @@ white_space = (conversation(("user", "hi")), conversation(("user", "hi ")))
 print([family for family in FAMILIES if collide(family, *white_space)])
 
 # %% [markdown]
-# The families whose template says `| trim` drop the space, so $T$ is not injective there. ChatML keeps it.
-# Harmless for "hi"; not for an assistant turn in which white space is the answer (code, tables).
+# The families whose template says `| trim` drop the space, so $T$ is not injective there. The others keep
+# it. Harmless for "hi"; not for an answer that begins with white space that counts, such as indented code.
 #
 # ## Counter-example 2: a folded system text
 #
@@ -360,7 +362,7 @@ plt.show()
 
 # %% [markdown]
 # All six. Whatever the markers are, somebody can type them, and then the *text* is the same. What saves
-# the course's functions is that `render` without `lossy` refuses one conversation of each pair.
+# the course's functions is that `render` without `lossy` refuses at least one conversation of each pair.
 
 
 # %%
@@ -380,8 +382,7 @@ for name, pair in PAIRS.items():
     print(f"{name:<24} {family:<8} {max(why, key=len) or 'refuses nothing'}")
 
 # %% [markdown]
-# (The last family of each row is printed.) Only `raw` refuses nothing: it has no class on which it could
-# be parsed. Refusing typed markers is a makeshift, though, since users may write what they like. The end
+# (The last family of each row is printed.) Only `raw` lets a pair through. Refusing typed markers is a makeshift, though, since users may write what they like. The end
 # of this lecture does better.
 #
 # ## Real templates write more than you gave them
@@ -444,6 +445,9 @@ print("tokens without and with the two dates:", *lengths, f"(+{lengths[1] / leng
 # In the first miniature "no system text" and "this system text" have become one. In the second, two lines
 # that nobody wrote lengthen the walkthrough by the share printed above. Neither raises an error. Look at the
 # *text* whenever you change a checkpoint.
+#
+# (The strips of the families counted fewer tokens for the same chat: a strip "as words and markers" takes
+# whole words. Lecture 03 goes through both counts.)
 
 # %% [markdown]
 # ## What a turn costs
@@ -469,8 +473,8 @@ HOME = {"llama3": "llama3", "chatml": "qwen3", "gemma": "gemma3"}  # family: tok
 assert min(per_turn[family] for family in HOME) > 30
 
 # %% [markdown]
-# A text that this course grew out of says that every template costs between 8 and 30 special tokens
-# per turn. Characters cannot be meant: ChatML, Llama 3 and Gemma all stand above 30.
+# The lecture notes that this course grew out of say that every template costs between 8 and 30 special
+# tokens per turn. Is that so? Characters cannot be meant: ChatML, Llama 3 and Gemma all stand above 30.
 #
 # **Predict first.** How many *tokens* per turn does Llama 3's template cost in Llama 3's own tokenizer?
 # How many of them are special?
@@ -617,10 +621,9 @@ for name, ids in {"as token": as_token, "as text": as_text}.items():
     print(f"{name}: ids {ids}, rows that get gradient: {moved}")
 
 # %% [markdown]
-# The two readings of the same characters share no row. Whatever training teaches the model about the
-# end of a turn goes into one row that ordinary text cannot reach. In a base model that row may never have
-# been trained at all ([torchtune #2429](https://github.com/meta-pytorch/torchtune/issues/2429)); lecture 10
-# plants that bug.
+# The two readings of the same characters share no row. As an input, the end of a turn is learned in a row
+# of its own, which no ordinary text touches. In a base model that row may never have been trained at all
+# ([torchtune #2429](https://github.com/meta-pytorch/torchtune/issues/2429)).
 
 # %% [markdown]
 # ## A user types a special token
@@ -662,7 +665,7 @@ OPEN, CLOSE, EOT = llama.convert_tokens_to_ids(MARKERS)
 def turns_in(ids):
     """(role, content) of every turn, found by special token ids alone."""
     turns = []
-    while OPEN in ids:
+    while EOT in ids:  # a header that is open at the end is no turn yet
         opened, closed, ended = ids.index(OPEN), ids.index(CLOSE), ids.index(EOT)
         role, content = ids[opened + 1 : closed], ids[closed + 1 : ended]
         turns.append((llama.decode(role), llama.decode(content).removeprefix("\n\n")))
@@ -676,8 +679,9 @@ print([role for role, _ in turns_in(naive)])
 # %% [markdown]
 # ### The safe path
 #
-# `training_samples` marks look-alikes before the template runs (`guard`) and encodes them as ordinary
-# text (`encode`).
+# `training_samples` works in two steps. Before the template runs, `guard` puts a private character between
+# the letters of everything that looks like a special token, so that none is left whole. Afterwards `encode`
+# takes these characters out again and encodes what they stood in as ordinary text.
 
 # %%
 llama.chat_template = chat_template("llama3")
@@ -724,7 +728,7 @@ from course_utils.tokenizers import guard
 specials = special_tokens(llama)
 guarded = conversation(*[(m.role, guard(m.content, specials)) for m in shop.prefix(2)])
 prompt = encode(llama, render(guarded, "llama3", add_generation_prompt=True).text).ids
-print([role for role, _ in turns_in(prompt[: -prompt[::-1].index(EOT)])])
+print([role for role, _ in turns_in(prompt)])
 print("the same ids that training saw:", prompt == safe[: len(prompt)])
 
 # %% [markdown]
@@ -742,8 +746,8 @@ print(f"Qwen 3: <think> becomes {len(ids)} token, id {ids[0]}, flagged special: 
 # %% [markdown]
 # `[/INST]` was ordinary text in Mistral's first version, so nothing marks a typed one. (`plain` has the
 # same weakness throughout; later Mistral versions made it a special token.) Qwen 3 has `<think>` as a token
-# of its own but does not flag it as special, since the model itself is to write it: a typed one stays a
-# typed one. Refuse or escape such text before you render it.
+# of its own but does not flag it as special, so the guard does not see it, and a typed one gets the same
+# id as one that the model writes. Refuse or escape such text before you render it.
 #
 # Nor does a safe encoding make a model ignore what the text *says*; that is prompt injection by words. What
 # typed templates do to real models is measured in [arXiv 2406.12935](https://arxiv.org/abs/2406.12935) and, for
@@ -804,8 +808,8 @@ for name, tokenizer in tokenizers.items():
 # 3. A marker is one id with one embedding row. Encode contents so that typed characters never become that
 #    id, and check turns by ids, because the text cannot tell.
 #
-# **Exercises:** [../exercises/02_conversation_to_tokens.ipynb](../exercises/02_conversation_to_tokens.ipynb)
-# · **Next:** [lecture 3, render by hand](03_render_by_hand.ipynb)
+# Now do the [exercises](../exercises/02_conversation_to_tokens.ipynb), then go on to
+# [lecture 03, render by hand](03_render_by_hand.ipynb).
 #
 # ## Quiz
 #
