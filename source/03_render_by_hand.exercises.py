@@ -11,15 +11,14 @@
 # ---
 
 # %% [markdown]
-# # Exercises 03: render by hand
+# # 03 Render by hand: exercises
 #
-# For lecture [03](../notebooks/03_render_by_hand.ipynb). Each exercise stands alone; do them in any
-# order. Replace `raise NotImplementedError`, run the cell and the check under it. For a report on all
-# of them:
+# Seven exercises, independent of each other, about 70 minutes, CPU, nothing to download.
+# Lecture: [../notebooks/03_render_by_hand.ipynb](../notebooks/03_render_by_hand.ipynb)
 #
-# ```bash
-# pytest --nbval exercises/03_render_by_hand.ipynb
-# ```
+# Replace `raise NotImplementedError` and run the cell below it. To check all of them at once:
+#
+#     pytest --nbval exercises/03_render_by_hand.ipynb
 #
 # In all of them **a word is a token**, a special token is a token, and a line break (or two in a
 # row) is a token.
@@ -30,7 +29,7 @@ from course_utils.check import e03
 # %% [markdown]
 # ## 3.1 With the pencil
 #
-# Difficulty 1 of 5, importance 4 of 5, 5 minutes.
+# Difficulty 1 of 5 · importance 4 of 5 · 5 minutes
 #
 # Write the tokens of this chat in the Llama-3 format, in order, as a list of texts:
 #
@@ -75,7 +74,7 @@ e03.tokens_by_hand(tokens_by_hand)
 # %% [markdown]
 # ## 3.2 The books of ChatML
 #
-# Difficulty 2 of 5, importance 3 of 5, 8 minutes.
+# Difficulty 2 of 5 · importance 3 of 5 · 8 minutes
 #
 # ChatML writes a turn as `<|im_start|>`, role, line break, content, `<|im_end|>`, line break, and has
 # no sequence start. Count its tokens from the spans that the renderer gives. A content counts as
@@ -131,7 +130,7 @@ e03.chatml_counts(chatml_counts)
 # %% [markdown]
 # ## 3.3 Graded positions of a longer chat
 #
-# Difficulty 2 of 5, importance 5 of 5, 10 minutes.
+# Difficulty 2 of 5 · importance 5 of 5 · 10 minutes
 #
 # You get the tokens of a chat in the Llama-3 format, as texts, with one or more assistant turns.
 # Return the positions of all graded tokens.
@@ -179,7 +178,7 @@ e03.graded_positions(graded_positions)
 # %% [markdown]
 # ## 3.4 Which logits are trained?
 #
-# Difficulty 3 of 5, importance 5 of 5, 8 minutes.
+# Difficulty 3 of 5 · importance 5 of 5 · 8 minutes
 #
 # From the labels of a sample (not shifted, -100 where nothing is graded), return the positions whose
 # logits are compared with a target. The loss shifts by one, as in the lecture.
@@ -219,7 +218,7 @@ e03.trained_positions(trained_positions)
 # %% [markdown]
 # ## 3.5 Find the planted fault
 #
-# Difficulty 3 of 5, importance 4 of 5, 15 minutes.
+# Difficulty 3 of 5 · importance 4 of 5 · 15 minutes
 #
 # Somebody hands you tokens in the Llama-3 format and a mask. One fault was planted, or none. Name it:
 #
@@ -283,7 +282,7 @@ e03.diagnose(diagnose)
 # %% [markdown]
 # ## 3.6 Count without rendering
 #
-# Difficulty 3 of 5, importance 3 of 5, 8 minutes.
+# Difficulty 3 of 5 · importance 3 of 5 · 8 minutes
 #
 # You know only the role and the number of words of each turn. How many tokens does the chat have in
 # the Llama-3 format, how many of them are special, how many graded?
@@ -326,7 +325,7 @@ e03.predict_counts(predict_counts)
 # %% [markdown]
 # ## 3.7 How long must the reply be?
 #
-# Difficulty 4 of 5, importance 2 of 5, 15 minutes.
+# Difficulty 4 of 5 · importance 2 of 5 · 15 minutes
 #
 # A chat is missing its last assistant turn. How many words must that reply have at least, so that at
 # least `percent` of all tokens are graded? Stay with integers: 0.3 is not exactly three tenths.

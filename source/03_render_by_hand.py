@@ -17,7 +17,7 @@
 # **count** its tokens, its special tokens and its graded positions without running anything, and
 # **say** which positions' logits are trained, which is not the same list.
 #
-# About 25 minutes, CPU. Have paper and a pencil at hand: before each step you write down your
+# About 35 minutes, CPU. Have paper and a pencil at hand: before each step you write down your
 # answer, then you unfold ours.
 
 # %%
@@ -61,7 +61,8 @@ print([toy.token(number) for number in ids])
 # The second "to" gets the number of the first: an id names a kind of token, a position names the
 # place where it stands. Keep the two apart; this lecture is about positions.
 #
-# A **special token** is a text that the tokenizer treats as one piece because it was told to.
+# You know special tokens from lecture 02. Here is what one is to a tokenizer: a text that it keeps in
+# one piece because it was told to.
 #
 # **Predict first.** How many tokens is `sea level.<|eot_id|>` for the word tokenizer, before and
 # after it is told that `<|eot_id|>` is special?
@@ -202,8 +203,10 @@ first(36)
 # %% [markdown]
 # ## All 36 positions
 #
-# The same as a table, computed from the renderer. Cover the right columns and go through it once
-# with the pencil.
+# The same as a table, computed from the renderer, and now with the ids.
+#
+# **Predict first.** Some tokens occur more than once and so share an id. Which, besides the special
+# ones?
 
 # %%
 show.table(
@@ -223,31 +226,24 @@ show.table(
 )
 
 # %% [markdown]
-# Look at the ids of the three `<|eot_id|>` (9, 21, 35) and of the two `at` (28, 32): equal tokens,
-# equal ids.
+# The double line break (4, 13, 25) and the word `at` (28, 32). Equal tokens have equal ids, wherever
+# they stand. But `water?` (20) and `Water` (26) are two different tokens to a tokenizer that knows
+# only whole words.
 
 # %% [markdown]
 # ## The bookkeeping
 #
-# **Predict first.** How many of the tokens are special? Count by kind: one of this, three of that.
-# And what share of all tokens is graded?
-
-# %%
-special = sum(span.special for span in spans)
-share = sum(graded) / len(tokens)
-books = [
-    {"quantity": "tokens", "value": len(tokens)},
-    {"quantity": "special tokens", "value": special},
-    {"quantity": "graded tokens", "value": sum(graded)},
-    {"quantity": "graded share", "value": f"{share:.0%}"},
-]
-assert (len(tokens), special, sum(graded)) == (36, 10, 10)
-show.table(books)
+# The last strip has counted: 36 tokens, 10 special, 10 graded.
+#
+# **Predict first.** Which kinds of token are the special ones, and how many are there of each? And
+# which tokens of the template are *not* special?
 
 # %%
 by_kind = Counter(kinds)
-print({kind: by_kind[kind] for kind in ("bos", "open", "role", "close", "space", "content", "eot")})
-print("special:", dict(Counter(span.kind for span in spans if span.special)))
+special = Counter(span.kind for span in spans if span.special)
+for kind, count in by_kind.items():
+    print(f"{kind:<8} {count:>2} in all, {special[kind]} special")
+assert (len(tokens), special.total(), sum(graded)) == (36, 10, 10)
 
 # %% [markdown]
 # One sequence start and three times opener, closer and EOT make the special tokens. Role names and
@@ -367,8 +363,8 @@ show.masks(
 # So far 36 counted **words**. A real tokenizer uses byte-pair encoding (BPE): pieces of words,
 # learned from text, with the space kept in front of the word.
 #
-# **Predict first.** Which of the twenty words will not stay whole? And how many of the 36 become
-# more than one token?
+# **Predict first.** Which of the twenty words will not stay whole? How many tokens will the chat then
+# have?
 #
 # The next cell takes the real tokenizer if it can be had, and otherwise the ids recorded from it.
 
@@ -416,7 +412,7 @@ assert len(tokens) + sum(len(p) - 1 for p in split.values()) == len(bpe_tokens)
 # Why? Before any merging, Llama 3 cuts the text with a regular expression
 # ([its tokenizer](https://github.com/meta-llama/llama-models/blob/main/models/llama3/tokenizer.py)):
 # letters may take one character in front of them along, digits may not. Here is that expression,
-# reduced to English letters.
+# reduced to English letters and without its rule for endings such as "'s".
 
 # %%
 letters, digits = r"[^\r\n0-9A-Za-z]?[A-Za-z]+", r"[0-9]{1,3}"
@@ -480,8 +476,8 @@ plt.show()
 # %% [markdown]
 # The curve is (n + 1) / (n + 27). It is steep where replies are short. So a graded share says
 # mostly how long the replies are. A reply of one word has the share printed last above, and nothing
-# is wrong with it: a rule such as "never under ten per cent" would refuse every data set of
-# one-letter answers. Compare shares within one source of data, not against a fixed limit.
+# is wrong with it: a rule such as "never under ten per cent" would refuse good one-word answers to a
+# question like this. Compare shares within one source of data, not against a fixed limit.
 
 # %% [markdown]
 # ## Take-aways
@@ -494,20 +490,24 @@ plt.show()
 # 3. Words are not tokens: the same chat has 36 words and markers and 40 Llama-3 tokens. The graded
 #    share is a matter of reply length.
 #
-# Now do the [exercises](../exercises/03_render_by_hand.ipynb).
+# Now do the [exercises](../exercises/03_render_by_hand.ipynb), then go on to
+# [lecture 04, mask in plain Python](04_mask_in_plain_python.ipynb).
 #
 # ## Quiz
 #
-# <details><summary>A chat has two user turns and two assistant turns and no system text. How many
-# special tokens does it have in the Llama-3 format, and how many of them are graded?</summary>
+# **1.** A chat has two user turns and two assistant turns and no system text. How many special tokens
+# does it have in the Llama-3 format, and how many of them are graded?
+#
+# <details><summary>Answer</summary>
 #
 # One sequence start and three for each of the four turns: 13. Two are graded, the EOT of each
 # assistant turn.
 #
 # </details>
 #
-# <details><summary>Another user turn is appended to the walkthrough. Is position 35's logits row
-# trained now?</summary>
+# **2.** Another user turn is appended to the walkthrough. Are the logits at position 35 trained now?
+#
+# <details><summary>Answer</summary>
 #
 # No. Its target would be the opener of the next user turn, and the model does not write that, so
 # its label is -100. What follows an EOT is the server's business.
