@@ -11,15 +11,15 @@
 # ---
 
 # %% [markdown]
-# # Exercises 04: mask in plain Python
+# # 04 Mask in plain Python: exercises
 #
-# For lecture [04](../notebooks/04_mask_in_plain_python.ipynb). Each exercise stands alone; do them in
-# any order. Nothing but plain Python is needed. Replace `raise NotImplementedError`, run the cell and
-# the check under it. For a report on all of them:
+# Seven exercises, independent of each other, about 70 minutes, CPU, nothing to download and nothing but
+# plain Python to write.
+# Lecture: [../notebooks/04_mask_in_plain_python.ipynb](../notebooks/04_mask_in_plain_python.ipynb)
 #
-# ```bash
-# pytest --nbval exercises/04_mask_in_plain_python.ipynb
-# ```
+# Replace `raise NotImplementedError` and run the cell below it. To check all of them at once:
+#
+#     pytest --nbval exercises/04_mask_in_plain_python.ipynb
 
 # %%
 from course_utils.check import e04
@@ -27,10 +27,10 @@ from course_utils.check import e04
 # %% [markdown]
 # ## 4.1 Whose bug is this?
 #
-# Difficulty 1 of 5, importance 3 of 5, 5 minutes.
+# Difficulty 1 of 5 · importance 3 of 5 · 5 minutes
 #
 # Three drafts were run on three chats, in a format with a short header. `^` stands under what is
-# graded. Each made its mask in another one of these ways: `"words"` (count the words of each turn, and
+# graded. Each made its mask in a different one of these three ways: `"words"` (count the words of each turn, and
 # a fixed number of tokens for header and end), `"search"` (find the reply in the text), `"lock-step"`
 # (write text and mask together).
 #
@@ -76,7 +76,7 @@ e04.whose_bug(whose_bug)
 # %% [markdown]
 # ## 4.2 Is it graded?
 #
-# Difficulty 1 of 5, importance 5 of 5, 5 minutes.
+# Difficulty 1 of 5 · importance 5 of 5 · 5 minutes
 #
 # A renderer asks you for each piece that it writes whether it is graded. It tells you the piece's
 # kind and the role of the turn.
@@ -110,7 +110,7 @@ e04.is_graded(is_graded)
 # %% [markdown]
 # ## 4.3 A mask for every character
 #
-# Difficulty 2 of 5, importance 4 of 5, 5 minutes.
+# Difficulty 2 of 5 · importance 4 of 5 · 5 minutes
 #
 # Join the texts of the spans and give each character the mask of its span.
 #
@@ -152,7 +152,7 @@ e04.character_mask(character_mask)
 # %% [markdown]
 # ## 4.4 Labels from mask and offsets
 #
-# Difficulty 2 of 5, importance 5 of 5, 8 minutes.
+# Difficulty 2 of 5 · importance 5 of 5 · 8 minutes
 #
 # A tokenizer gives you ids and, for each, the half-open range of characters that it covers. Make the
 # labels. Here no token straddles, but some tokenizers add a token of their own that covers nothing,
@@ -200,7 +200,7 @@ e04.labels_of(labels_of)
 # %% [markdown]
 # ## 4.5 Straddling tokens
 #
-# Difficulty 3 of 5, importance 4 of 5, 12 minutes.
+# Difficulty 3 of 5 · importance 4 of 5 · 12 minutes
 #
 # Return the mask of the tokens, and refuse a token that straddles, with one exception: if the only
 # masked characters in it are white space *in front of* graded ones, take that white space into the
@@ -255,7 +255,7 @@ e04.token_mask(token_mask)
 # %% [markdown]
 # ## 4.6 Several assistant turns
 #
-# Difficulty 3 of 5, importance 5 of 5, 12 minutes.
+# Difficulty 3 of 5 · importance 5 of 5 · 12 minutes
 #
 # Render a chat in ChatML together with its character mask. ChatML has no sequence start. A turn is
 #
@@ -313,7 +313,7 @@ e04.render_chatml(render_chatml)
 # %% [markdown]
 # ## 4.7 A family of your own, turn by turn
 #
-# Difficulty 4 of 5, importance 3 of 5, 25 minutes.
+# Difficulty 4 of 5 · importance 3 of 5 · 25 minutes
 #
 # Write a renderer for a new family that grows a chat one turn at a time, as a server does. Its format:
 #

@@ -17,8 +17,8 @@
 # chat that breaks a mask made by counting words or by searching for the reply, and **decide** what
 # happens to a token that lies half inside a graded run.
 #
-# About 45 minutes, CPU. You write three drafts. Two of them fail, each on chats small enough to
-# see why.
+# About 45 minutes, CPU. Three drafts follow. Two of them fail, each on chats small enough to see
+# why.
 
 # %%
 import re
@@ -62,13 +62,13 @@ print(write_text(TINY_CHATS[0]))
 
 # %% [markdown]
 # Then a stand-in for a real tokenizer. It cuts as Llama 3's does before merging (lecture 03): a word
-# takes the space in front of it along, punctuation is a piece of its own, numbers come in pieces of
-# up to three digits.
+# takes the space in front of it along, punctuation is a piece of its own (with a line break behind
+# it, if there is one), numbers come in pieces of up to three digits.
 
 # %%
 SPECIAL = "|".join(re.escape(token) for token in (BOS, OPEN, CLOSE, EOT))
 WORD = r"[^\r\n0-9A-Za-z]?[A-Za-z]+|[0-9]{1,3}"
-REST = rf" ?(?:(?!{SPECIAL})[^\s0-9A-Za-z])+|\s*[\r\n]+|\s+(?!\S)|\s+"
+REST = rf" ?(?:(?!{SPECIAL})[^\s0-9A-Za-z])+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def cut(text):
@@ -87,7 +87,6 @@ for start, end in cut(write_text(TINY_CHATS[0])):
 #
 # In lecture 03 you counted: one for the sequence start, four for a header, the words, one for the
 # end of turn (EOT). So count, and write the mask down without looking at the text at all.
-
 #
 # **Predict first.** For which of the three chats is the mask as long as the text has pieces?
 
@@ -135,8 +134,8 @@ for chat in TINY_CHATS:
 
 # %% [markdown]
 # Every split before the reply ("yes." is two pieces, "1+1?" is four) moves the graded run further to
-# the left. In tiny-echo the header's line break is graded instead of the EOT, in tiny-twice part of
-# the user's second question. For these two the *number* of graded tokens is right, so no count shows
+# the left. In tiny-echo the header's line break is graded instead of the EOT, in tiny-twice half of a
+# header and the end of the user's second question. For these two the *number* of graded tokens is right, so no count shows
 # the bug. **Counting words is right only for a tokenizer whose tokens are words.** So do not count:
 # ask the text where the reply is.
 
@@ -173,8 +172,8 @@ def underline(text, mask):
 
 
 # %%
-def report(name, draft):
-    for chat in TINY_CHATS:
+def report(name, draft, chats=TINY_CHATS):
+    for chat in chats:
         wrong = sum(a != b for a, b in zip(draft(chat), key(chat), strict=True))
         print(f"--- {name}, {chat.id}: {wrong} characters wrong")
         underline(write_text(chat), draft(chat))
@@ -193,7 +192,7 @@ report("draft 2", draft_2)
 # **Predict first.** Which of the two chats does that mend?
 
 # %%
-report("draft 2, resumed", lambda chat: draft_2(chat, resume=True))
+report("draft 2, resumed", lambda chat: draft_2(chat, resume=True), TINY_CHATS[:2])
 
 # %% [markdown]
 # Neither. The next "2" after the first reply is the one in the user's "4-2?". Now the user's turn
@@ -226,8 +225,8 @@ assert rows[-1]["draft 2 wrong"] == 0 < rows[0]["draft 2 wrong"]
 show.table(rows)
 
 # %% [markdown]
-# With full replies the last row shows no error: searching passes every check that you would do by
-# eye. The first row shows the same code on one-word replies. **The search fails where replies are
+# With full replies (last row) no mask is wrong, and you would trust the code. The first row shows the
+# same code on one-word replies. **The search fails where replies are
 # short**, such as yes and no, a letter, a number, and it fails without a word. Text does not say
 # who wrote it. So do not look for the reply afterwards: note it while you write.
 
@@ -237,7 +236,7 @@ show.table(rows)
 # One small function appends to both at once. Whoever writes a piece knows whether the model has to
 # write it.
 #
-# **Predict first.** Where in these lines could the two lists come to have different lengths?
+# **Predict first.** Where in these lines could the mask become longer or shorter than the text?
 
 
 # %%
@@ -265,8 +264,8 @@ print(f"{wrong} wrong masks in {1 + len(TINY_CHATS) + len(chats)} chats")
 assert wrong == 0
 
 # %% [markdown]
-# Nowhere, and so it holds: on the traps, the walkthrough and all conversations. Not because it
-# searches better but because it does not search.
+# Nowhere: one call writes both. And the mask is right on the traps, the walkthrough and all
+# conversations, not because draft 3 searches better but because it does not search.
 
 # %% [markdown]
 # ## From characters to tokens
@@ -295,8 +294,9 @@ show.strip([text[start:end] for start, end in ranges], graded, title="tiny-echo"
 # %% [markdown]
 # ## The token that straddles the edge
 #
-# In the Llama-3 format a special token or a double line break stands on both sides of every reply,
-# so no token can reach across. Take a format made of ordinary text:
+# In the Llama-3 format a double line break stands in front of every reply and a special token behind
+# it. The content is stripped, so it does not begin with a line break of its own, and no token can reach
+# across. Take a format made of ordinary text:
 #
 # ```text
 # User: Say yes.
@@ -349,7 +349,7 @@ show.strip(pieces, inherit(mask, cut(header + reply)), title="the space belongs 
 # %% [markdown]
 # ## The typed marker
 #
-# The third tiny chat has a trap that no draft has noticed, because its mask is right. A user asks
+# The third tiny chat has a trap that drafts 2 and 3 did not notice: their masks are right. A user asks
 # what `<|eot_id|>` does.
 #
 # **Predict first.** The chat has three turns. How many EOT tokens does the tokenized text have?
@@ -497,8 +497,8 @@ twice = TINY_CHATS[1]
 against_key(twice, "end masked", inherit(without_end(twice), cut(write_text(twice))))
 
 # %% [markdown]
-# One token per reply is lost. In the walkthrough the share moves by less than three points, which is
-# less than the chats differ from each other. But the last column goes to zero: **no position in the
+# One token per reply is lost. In the walkthrough the share moves by less than three points, while every
+# other chat lies at least ten points away from it. Nobody would notice. But the last column goes to zero: **no position in the
 # whole set teaches the model to stop**. Lecture 05 measures what that does.
 #
 # The other classic is a mask that is one place off. NVIDIA's NeMo had it: the first token of a label
@@ -531,23 +531,28 @@ for name, moved in [("late", [False] + graded[:-1]), ("early", graded[1:] + [Fal
 # 3. Who wrote a character decides whether it is graded, and also whether it may be a special token.
 #    Note both while writing.
 #
-# Now do the [exercises](../exercises/04_mask_in_plain_python.ipynb).
+# Now do the [exercises](../exercises/04_mask_in_plain_python.ipynb), then go on to
+# [lecture 05, what to grade](05_what_to_grade.ipynb).
 #
 # ## Quiz
 #
-# <details><summary>A colleague mends draft 2 by searching for the whole assistant header and the
-# reply together. Which chat breaks it?</summary>
+# **1.** A colleague mends draft 2 by searching for the whole assistant header and the reply together.
+# Which chat breaks it?
+#
+# <details><summary>Answer</summary>
 #
 # One in which a user pastes part of a chat log: the header, then the same reply. The search finds
 # the pasted one first. Text alone does not say who wrote it, however long the search string is.
 #
 # </details>
 #
-# <details><summary>In ChatML a single line break stands between header and content, and contents
-# are not stripped. A reply begins with a line break. What does the script's rule say?</summary>
+# **2.** In ChatML a single line break stands between header and content, and contents are not
+# stripped. A reply begins with a line break. What does the script's rule for straddling tokens say?
+#
+# <details><summary>Answer</summary>
 #
 # The stand-in above, like Llama 3's tokenizer, makes one token of two line breaks. It would cover the
 # header's masked line break and the reply's graded one, so it straddles and the chat is refused.
-# Strip the reply, or use a format whose header ends with a special token.
+# Strip the reply before you render it.
 #
 # </details>

@@ -47,12 +47,16 @@ def graded_text(text, mask):
 def whose_bug(function):
     exercise, expected = "4.1", {"A": "search", "B": "lock-step", "C": "words"}
     got = call(exercise, function)
+    ways = sorted(expected.values())
+    if not isinstance(got, dict) or any(way not in ways for way in got.values()):
+        named = ", ".join(map(repr, ways))
+        fail(exercise, f"whose_bug() returned {got!r}", f"a dict whose values are among {named}.")
     hints = {
         "A": "in A the mask starts at the first 'B' of the text, which is the user's.",
         "B": "in B exactly the reply and its end of turn are graded.",
         "C": "in C the mask starts at the header, where no reply's text stands.",
     }
-    wrong = [key for key in expected if not isinstance(got, dict) or got.get(key) != expected[key]]
+    wrong = [key for key in expected if got.get(key) != expected[key]]
     # Without the answer: the message may say which entry is wrong, not what it should be.
     if wrong or len(got) != len(expected):
         hint = hints[wrong[0]] if wrong else "the keys are A, B and C."
@@ -97,6 +101,9 @@ def character_mask(function):
                 hint = "count characters, not bytes."
             elif len(got[1]) == len(spans) != len(text):
                 hint = "one entry for each character, not for each span."
+            said = f"character_mask({spans})"
+            expect(exercise, got[0], text, hint, call=f"the text of {said}")
+            expect(exercise, got[1], mask, hint, call=f"the mask of {said}")
         expect(exercise, got, (text, mask), hint, call=f"character_mask({spans})")
     passed(exercise)
 
@@ -149,23 +156,16 @@ def token_mask(function):
     ]
     for text, mask, offsets, expected in cases:
         got = call(exercise, refusing(function), text, list(mask), list(offsets))
-        hint = "take the white space at the token's start away; all of what is left must be graded."
-        if expected is ValueError:
+        said = f"token_mask({text!r}, {mask}, {offsets})"
+        if expected is ValueError and got is not ValueError:
             hint = "only white space in front of graded characters is forgiven; raise ValueError."
-        elif got is ValueError:
+            fail(exercise, f"{said} returned {got!r}, expected a ValueError", hint)
+        if got is ValueError and expected is not ValueError:
             hint = "this is the exception: the masked characters are white space in front."
-        expect(
-            exercise,
-            _name(got),
-            _name(expected),
-            hint,
-            call=f"token_mask({text!r}, {mask}, {offsets})",
-        )
+            fail(exercise, f"{said} raised ValueError, expected {expected}", hint)
+        hint = "take the white space at the token's start away; all of what is left must be graded."
+        expect(exercise, got, expected, hint, call=said)
     passed(exercise)
-
-
-def _name(answer):
-    return "a ValueError" if answer is ValueError else answer
 
 
 def render_chatml(function):
