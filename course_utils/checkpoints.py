@@ -165,12 +165,12 @@ def write_manifest(folder: Path) -> None:
 def verify_manifest(folder: Path) -> None:
     """Raise `CheckpointError` if a file of `folder` is missing or not what its manifest says."""
     try:
-        expected_hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
-    except (ValueError, KeyError, TypeError):
+        hashes = json.loads((folder / "manifest.json").read_text())["sha256"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
             f"{folder / 'manifest.json'} is broken. Delete {folder}; it will be made again."
         ) from None
-    for name, expected in expected_hashes.items():
+    for name, expected in hashes:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing. Delete {folder}; it will be made again.")
@@ -297,10 +297,14 @@ def autocast_dtype(device):
 
 
 def inference_dtype(device):
-    """What generation computes in: the training precision, or float32."""
+    """What the weights are held in for generation: bfloat16 where there is hardware, else float32.
+
+    Never float16: inside gemma-3-270m numbers reach 100,000, beyond float16's 65,504, and all
+    logits come out as "not a number". (Training's autocast adds the layers up in float32.)
+    """
     import torch
 
-    return autocast_dtype(device) or torch.float32
+    return torch.bfloat16 if autocast_dtype(device) == torch.bfloat16 else torch.float32
 
 
 def cpu_has_bfloat16() -> bool:

