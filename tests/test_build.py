@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -215,6 +217,37 @@ def test_stderr_in_an_unmarked_cell_fails(root, capsys):
     edit(root / "source/03_tiny.py", "1 + 1", "import sys\nprint('noise', file=sys.stderr)")
     assert build.main(["03", "--execute"], root=root) == 1
     assert "writes to stderr" in capsys.readouterr().err
+
+
+def test_bootstrap_on_colab_finds_the_course_again_after_a_restart(tmp_path):
+    """A restarted kernel is back in the first folder: nothing is installed again, data is found."""
+    script = f"""
+import os, sys
+sys.modules["google.colab"] = object()
+calls = []
+def system(command):
+    calls.append(command.split()[0])
+    if "clone" in command:
+        os.makedirs("course/notebooks"), os.makedirs("course/course_utils")
+os.system = system
+first = os.getcwd()
+for _ in range(2):  # the cell twice, a restart, the cell twice
+    os.chdir(first)
+    for _ in range(2):
+        exec({build.bootstrap_cell().source!r})
+        assert os.getcwd().endswith("course/notebooks"), os.getcwd()
+assert len(calls) == 2, calls
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_new_bootstrap_cell_keeps_the_outputs(executed, tmp_path, monkeypatch):
+    root = shutil.copytree(executed, tmp_path / "course")
+    monkeypatch.setattr(build, "BOOTSTRAP", build.BOOTSTRAP.replace("Running it", "To run it"))
+    assert build.main([], root=root) == 0
+    cells = read(root / "notebooks/03_tiny.ipynb").cells
+    assert any(c.get("outputs") for c in cells if c.cell_type == "code" and c.id != "bootstrap")
+    assert build.main(["--check"], root=root) == 0
 
 
 def test_readme_links_are_alive_and_name_the_repository_of_the_bootstrap_cell():

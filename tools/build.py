@@ -43,15 +43,15 @@ import sys
 from importlib import metadata, util
 from pathlib import Path
 
-if "google.colab" in sys.modules and not util.find_spec("course_utils"):
-    os.system("git clone -q {url} course")
-    os.system(f"{{sys.executable}} -m pip install -q -e course")
+if "google.colab" in sys.modules and not Path("../course_utils").is_dir():
+    if not Path("course").is_dir():
+        os.system("git clone -q {url} course")
+        os.system(f"{{sys.executable}} -m pip install -q -e course")
     os.chdir("course/notebooks")
 if not util.find_spec("course_utils"):
     sys.path += [str(p) for p in Path.cwd().parents if (p / "course_utils").is_dir()]
 found = {{package.name: package.version for package in metadata.distributions()}}
-names = ("torch", "transformers", "course_utils")
-print("python", sys.version.split()[0], *(f"| {{name}} {{found.get(name)}}" for name in names))
+print("python", sys.version.split()[0], *(f"{{x}} {{found[x]}}" for x in ("torch", "transformers")))
 """
 SOLUTION = re.compile(r"^( *)# BEGIN SOLUTION\n.*?^ *# END SOLUTION$", re.M | re.S)
 MARKER = re.compile(r"^ *# (?:BEGIN|END) SOLUTION\n?", re.M)
@@ -274,7 +274,9 @@ def adopt_outputs(product):
         return
     old = [c for c in nbformat.read(product.path, as_version=4).cells if c.cell_type == "code"]
     new = [c for c in product.notebook.cells if c.cell_type == "code"]
-    if [c.source for c in old] == [c.source for c in new]:
+    # The bootstrap cell is the same in all notebooks and changes no other cell's output.
+    sources = [["" if c.id == "bootstrap" else c.source for c in cells] for cells in (old, new)]
+    if sources[0] == sources[1]:
         for before, after in zip(old, new, strict=True):
             after.outputs, after.execution_count = before.outputs, before.execution_count
     else:
