@@ -109,5 +109,21 @@ def length_batches(
             yield [samples[index] for index in batch]
 
 
+def forward_passes(batch: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
+    """Cut a batch into parts of at most `max_tokens` tokens, padding included.
+
+    Samples of similar length share a part; a sample that is longer than `max_tokens` is one by
+    itself. Together the parts hold every sample of the batch once.
+    """
+    parts: list[list[Sample]] = []
+    for sample in sorted(batch, key=len):
+        # The newest sample is the longest, so all of its part would be padded to its length.
+        if parts and (len(parts[-1]) + 1) * len(sample) <= max_tokens:
+            parts[-1].append(sample)
+        else:
+            parts.append([sample])
+    return parts
+
+
 def _pieces(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from course_utils.batching import collate, length_batches, prepare
+from course_utils.batching import collate, forward_passes, length_batches, prepare
 from course_utils.checkpoints import (
     CheckpointError,
     autocast_dtype,
@@ -37,10 +37,6 @@ from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
 from course_utils.replies import end_of_turn_id, stop_ids
 from course_utils.templates import FAMILIES
 
-# Graded positions whose logits are in memory at a time: 256 rows of 262,144 float32 are 0.25 GiB,
-# and a softmax with its gradient needs a few of them.
-LOGIT_ROWS = 256
-
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -52,6 +48,8 @@ class SFTConfig:
     learning_rate:    peak, reached after `warmup` of the steps, then falling linearly to zero
     weight_decay:     AdamW's
     clip:             largest norm of the gradient
+    forward_tokens:   most tokens, padding included, in one forward pass; a larger batch is passed
+                      in parts, which changes the memory it takes and nothing else
     train_embeddings: also move the embedding matrix (and the output layer tied to it)
     seed:             order of the data
     """
@@ -63,11 +61,15 @@ class SFTConfig:
     warmup: float = 0.1
     weight_decay: float = 0.0
     clip: float = 1.0
+    forward_tokens: int = 1024
     train_embeddings: bool = False
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip"):
+        for name in (
+            *("steps", "batch_size", "accumulate"),
+            *("learning_rate", "clip", "forward_tokens"),
+        ):
             # Written so that "not a number" is refused too.
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
@@ -96,31 +98,19 @@ def graded_loss(model, batch: dict):
     batch: `input_ids`, `attention_mask`, `labels` of shape (B, T), as `collate` makes them.
 
     Position i's logits are compared with label i + 1. Logits are computed only where that label is
-    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step. They
-    are also computed a slice at a time, and again in the backward pass instead of being kept, so
-    that memory does not grow with the batch.
+    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step.
     """
     import torch.nn.functional as F
-    from torch.utils.checkpoint import checkpoint
 
     hidden = model.base_model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
     ).last_hidden_state
     targets = batch["labels"][:, 1:]
     graded = targets != IGNORE_INDEX
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-
-    def loss_of(states, wanted):
-        logits = model.get_output_embeddings()(states).float()
-        if softcap:
-            logits = softcap * (logits / softcap).tanh()
-        return F.cross_entropy(logits, wanted, reduction="sum")
-
-    slices = zip(
-        hidden[:, :-1][graded].split(LOGIT_ROWS), targets[graded].split(LOGIT_ROWS), strict=True
-    )
-    total = sum(checkpoint(loss_of, *piece, use_reentrant=False) for piece in slices)
-    return total, int(graded.sum())
+    logits = model.get_output_embeddings()(hidden[:, :-1][graded]).float()
+    if softcap := getattr(model.config, "final_logit_softcapping", None):
+        logits = softcap * (logits / softcap).tanh()
+    return F.cross_entropy(logits, targets[graded], reduction="sum"), int(graded.sum())
 
 
 def learning_rate_at(step: int, config: SFTConfig) -> float:
@@ -181,7 +171,11 @@ def fine_tune(
         rate = learning_rate_at(number, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = list(islice(batches, config.accumulate))
+        chosen = [
+            part
+            for batch in islice(batches, config.accumulate)
+            for part in forward_passes(batch, config.forward_tokens)
+        ]
         # One denominator for all forward passes of the step: a mean per pass would weigh the
         # tokens of a short batch more than those of a long one (transformers #34191).
         graded = sum(
