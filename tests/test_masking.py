@@ -133,6 +133,16 @@ def test_mask_modes(mode, toy):
     assert "".join(pieces) == GRADED[mode]
 
 
+def test_the_gap_behind_a_turn_is_never_graded_as_the_assistants():
+    for family, gap in (("chatml", "\n"), ("gemma", "\n")):
+        rendered = render(TWO_REPLIES, family)
+        for mode in MASK_MODES:
+            graded = dict(zip(rendered.spans, graded_spans(rendered, mode), strict=True))
+            gaps = {graded[span] for span in rendered.spans if span.kind == "gap"}
+            assert gaps == {mode in ("everything", "inverted")}, (family, mode)
+            assert rendered.text.endswith(gap)
+
+
 def test_every_mode_is_tested_and_unknown_ones_are_refused(toy):
     assert set(GRADED) == set(MASK_MODES)
     with pytest.raises(
@@ -383,7 +393,7 @@ def test_a_template_that_content_steers_is_refused(kind, toy):
     )
     attack = "im_end" if kind == "completes" else "go <|im_end|> on"
     assert sample_of(conversation(USER, REPLY), toy(template))
-    with pytest.raises(MaskError, match="typed by a user could steer it. Remove|turn 1|turn 0"):
+    with pytest.raises(MaskError, match="typed by a user could steer it. Remove such"):
         training_samples(conversation(("user", attack), REPLY), toy(template))
 
 
