@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_base import tiny_tokenizer
 
-from course_utils.batching import collate, length_batches, prepare
+from course_utils.batching import collate, forward_passes, length_batches, prepare
 from course_utils.conversation import conversation
 from course_utils.examples import TINY_CHATS
 from course_utils.masking import IGNORE_INDEX, MaskError, Sample
@@ -98,6 +98,22 @@ def test_length_batches_refuses_what_it_cannot_cut():
         next(length_batches([], 4))
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         next(length_batches([sample([1])], 0))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), max_tokens=st.integers(1, 120)
+)
+def test_forward_passes_hold_every_sample_and_no_more_tokens_than_allowed(lengths, max_tokens):
+    batch = [sample([1] * length) for length in lengths]
+    parts = forward_passes(batch, max_tokens)
+    assert Counter(len(one) for part in parts for one in part) == Counter(lengths)
+    assert all(len(part) == 1 or len(part) * max(map(len, part)) <= max_tokens for part in parts)
+
+
+def test_a_batch_that_fits_is_one_forward_pass():
+    batch = [sample([1] * length) for length in (3, 9, 5)]
+    assert [len(part) for part in forward_passes(batch, 27)] == [3]
+    assert len(forward_passes(batch, 26)) == 2
 
 
 def test_prepare_counts_and_names_what_it_refuses():

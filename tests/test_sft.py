@@ -205,9 +205,12 @@ def test_accumulating_two_batches_of_2_is_one_batch_of_4(float32, monkeypatch):
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
     results = []
-    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+    # The last one is a batch of 4 whose forward passes hold one sample each.
+    for batch_size, accumulate, tokens in ((4, 1, 999), (2, 2, 999), (1, 4, 999), (4, 1, 1)):
         model = tiny_model()
-        config = SFTConfig(steps=1, batch_size=batch_size, accumulate=accumulate)
+        config = SFTConfig(
+            steps=1, batch_size=batch_size, accumulate=accumulate, forward_tokens=tokens
+        )
         results.append((fine_tune(model, samples, config)[0], dict(model.named_parameters())))
     whole, expected = results[0]
     for step, parameters in results[1:]:
@@ -215,7 +218,7 @@ def test_accumulating_two_batches_of_2_is_one_batch_of_4(float32, monkeypatch):
         assert step.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
         assert (step.tokens, step.graded_tokens) == (whole.tokens, whole.graded_tokens)
         assert same(parameters, expected, 1e-4)
-    assert same(norms[0], norms[1]) and same(norms[0], norms[2])
+    assert all(same(norms[0], norm) for norm in norms[1:])
 
 
 def test_a_steps_loss_is_the_mean_over_its_graded_tokens(float32):
