@@ -30,6 +30,7 @@ from course_utils.sft import (
     save_checkpoint,
     trainable_parameters,
 )
+from course_utils.templates import chat_template
 
 ROOT = Path(__file__).resolve().parents[1]
 fixtures = (tiny_base,)
@@ -520,6 +521,16 @@ def own_base(tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
+
+
+def test_a_base_with_a_template_keeps_it_unless_a_family_is_named(own_base, data, tmp_path, capsys):
+    (own_base / "chat_template.jinja").write_text(chat_template("llama3"))
+    options = ("--base", own_base, "--data", data, "--steps", 1, "--output")
+    assert run(capsys, *options, tmp_path / "own")[0] == 0
+    assert run(capsys, *options, tmp_path / "named", "--family", "gemma")[0] == 0
+    for name, family in (("own", "llama3"), ("named", "gemma")):
+        found = (tmp_path / name / "chat_template.jinja").read_text()
+        assert found == chat_template(family)
 
 
 PROBLEMS = {
