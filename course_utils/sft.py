@@ -37,6 +37,10 @@ from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
 from course_utils.replies import end_of_turn_id, stop_ids
 from course_utils.templates import FAMILIES
 
+# Graded positions whose logits are in memory at a time. Slices of one size keep the heap whole:
+# what one slice frees, the next one fits into.
+LOGIT_ROWS = 256
+
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -98,19 +102,36 @@ def graded_loss(model, batch: dict):
     batch: `input_ids`, `attention_mask`, `labels` of shape (B, T), as `collate` makes them.
 
     Position i's logits are compared with label i + 1. Logits are computed only where that label is
-    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step.
+    graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step. They
+    are computed a slice at a time, and again in the backward pass instead of being kept.
     """
+    import torch
     import torch.nn.functional as F
+    from torch.utils.checkpoint import checkpoint
 
     hidden = model.base_model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
     ).last_hidden_state
     targets = batch["labels"][:, 1:]
     graded = targets != IGNORE_INDEX
-    logits = model.get_output_embeddings()(hidden[:, :-1][graded]).float()
-    if softcap := getattr(model.config, "final_logit_softcapping", None):
-        logits = softcap * (logits / softcap).tanh()
-    return F.cross_entropy(logits, targets[graded], reduction="sum"), int(graded.sum())
+    output = model.get_output_embeddings()
+    weight = output.weight
+    if torch.is_autocast_enabled(weight.device.type):
+        # Once here: autocast would convert the whole matrix again for every slice.
+        weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+
+    def loss_of(states, wanted):
+        logits = F.linear(states, weight, output.bias).float()
+        if softcap:
+            logits = softcap * (logits / softcap).tanh()
+        return F.cross_entropy(logits, wanted, reduction="sum")
+
+    states = hidden[:, :-1][graded].split(LOGIT_ROWS)
+    wanted = targets[graded].split(LOGIT_ROWS)
+    pieces = zip(states, wanted, strict=True)
+    total = sum(checkpoint(loss_of, *piece, use_reentrant=False) for piece in pieces)
+    return total, int(graded.sum())
 
 
 def learning_rate_at(step: int, config: SFTConfig) -> float:
