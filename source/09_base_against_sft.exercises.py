@@ -6,7 +6,7 @@
 # ---
 
 # %% [markdown]
-# # 9 · Base against SFT: exercises
+# # 09 Base against SFT: exercises
 #
 # Seven exercises, independent of each other, about 85 minutes, CPU, nothing to download.
 # Lecture: [../notebooks/09_base_against_sft.ipynb](../notebooks/09_base_against_sft.ipynb)

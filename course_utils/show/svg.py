@@ -9,7 +9,7 @@ from html import escape
 from course_utils.show.style import INK, PAPER, columns
 
 FONT_SIZE, CHARACTER = 11.5, 6.9  # one column of the monospace font, in px
-MARGIN, WIDEST = 12, 960  # px
+MARGIN, WIDEST = 12, 870  # px
 MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 
 
