@@ -235,9 +235,8 @@ from course_utils.sft import learning_rate_at
 rates = [learning_rate_at(step, config) for step in range(config.steps)]
 passes = config.steps * config.batch_size / len(prepared.samples)
 print(f"passes over the data: {passes:.1f}")
-print(
-    f"pull of a weight decay of 0.1 over the whole run: {1 - math.prod(1 - 0.1 * r for r in rates):.3%}"
-)
+pull = 1 - math.prod(1 - 0.1 * rate for rate in rates)
+print(f"pull of a weight decay of 0.1 over the whole run: {pull:.3%}")
 fig, ax = show.figure(height=2, alt="The learning rate over the steps: up in a line, then down.")
 ax.plot(rates, color=show.PALETTE["accent"])
 ax.set_xlabel("step")
