@@ -79,7 +79,7 @@ for name, model in models.items():
     one[f"{name}, no template"], one[f"{name}, template"] = found
 for name, reply in one.items():
     end = "stopped" if reply.stopped else "cut off"
-    text = textwrap.fill(reply.text, 96, replace_whitespace=False)
+    text = "\n".join(textwrap.fill(line, 96) for line in reply.text.splitlines())
     print(f"--- {name} ({len(reply.ids)} tokens, {end})\n{text}\n")
 
 # %% [markdown]
@@ -806,8 +806,8 @@ for way, to_ids in ways.items():
 
 # %% [markdown]
 # The weights are the same in every column. A wrong template does not fail: the model answers in ordinary
-# English either way, and a table of replies may hardly show it. What goes first is the end of the reply, at
-# every prompt a little. To find out which template a checkpoint wants, do not guess: it was saved with it.
+# English either way, and a table of replies may hardly show it. What it costs at every prompt is certainty
+# about the end. To find out which template a checkpoint wants, do not guess: it was saved with it.
 # To catch the bug in somebody else's evaluation, ask for one prompt as ids, decoded.
 #
 # ## What SFT does not solve
