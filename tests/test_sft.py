@@ -86,6 +86,18 @@ def test_graded_loss_and_its_gradient_are_those_of_the_full_computation(tied, so
     assert same(ours, gradients(model))
 
 
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_logits_made_a_slice_at_a_time_change_nothing(rows, monkeypatch):
+    batch, results = collate(tiny_samples(), 0), []
+    for slice_rows in (1000, rows):
+        monkeypatch.setattr(sft, "LOGIT_ROWS", slice_rows)
+        model = tiny_model(tied=False)
+        loss, _ = graded_loss(model, batch)
+        loss.backward()
+        results.append({"loss": loss.detach()} | gradients(model))
+    assert same(*results)
+
+
 def test_the_softcap_changes_the_loss():
     model, batch = tiny_model(), collate(tiny_samples(), 0)
     plain = graded_loss(model, batch)[0]
