@@ -400,7 +400,7 @@ What is a leap second?|It is a second added to the clock. It keeps clocks in ste
 How is paper made?|Wood is cooked to a pulp. The pulp is spread thin, pressed and dried.
 What is yeast for?|Yeast makes dough rise. It feeds on sugar and gives off gas.
 Where does chalk come from?|It is made of the shells of sea animals. They sank down long ago.
-""".splitlines()]  # fmt: skip
+""".splitlines()]  # fmt: skip  # noqa: E501
 assert not {q for q, _ in PAIRS} & (trained | {p[-1].content for p in prompts})
 
 
