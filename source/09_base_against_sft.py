@@ -393,14 +393,14 @@ PAIRS = [line.split("|") for line in """\
 Where do bees store honey?|In the wax cells of their comb. A full cell gets a lid of wax.
 Why do ships float?|They push water aside that weighs as much as they do. So it carries them.
 What is a thesaurus?|It is a book of words with similar meanings. Writers use it for variety.
-How does a kettle switch off?|Steam reaches a small metal strip. The strip bends and opens the switch.
+How do kettles switch off?|Steam heats a small metal strip. The strip bends and opens the switch.
 What does a cartographer do?|A cartographer makes maps. Most of the work is done on a computer now.
 Why do leaves fall?|A tree loses water through its leaves. Without them it gets through the winter.
 What is a leap second?|It is a second added to the clock. It keeps clocks in step with the Earth.
 How is paper made?|Wood is cooked to a pulp. The pulp is spread thin, pressed and dried.
 What is yeast for?|Yeast makes dough rise. It feeds on sugar and gives off gas.
 Where does chalk come from?|It is made of the shells of sea animals. They sank down long ago.
-""".splitlines()]  # fmt: skip  # noqa: E501
+""".splitlines()]  # fmt: skip
 assert not {q for q, _ in PAIRS} & (trained | {p[-1].content for p in prompts})
 
 
@@ -557,7 +557,7 @@ show.table(
 #
 # ## What it forgot
 #
-# Twelve sentences of ordinary prose, written for this lecture, so that no model has read them. The loss on
+# Twelve sentences of ordinary prose, written for this lecture, so that neither model has read them. The loss on
 # them says how well a model still does what it was pretrained for.
 #
 # **Predict first.** After SFT, does the loss on prose fall, stay, or rise?
@@ -619,13 +619,15 @@ plt.show()
 # it, and they tell different stories:
 
 # %%
+from course_utils.comparison import show_estimate
+
 facts = [p for p in prompts if "expect" in p.meta]
 rows = []
 for name in ("knows", "knows at once", "words"):
     measure = next(m for m in MEASURES if m.name == name)
-    found = {str(c): estimates[name][str(c)] for c in conditions}
-    rows.append({"measure": name, **{c: f"{e.mean:.3g} (n = {e.n})" for c, e in found.items()}})
-show.table(rows)
+    shown = {str(c): show_estimate(measure, estimates[name][str(c)]) for c in conditions}
+    rows.append({"measure": name, **shown})
+show.table(rows, caption=f"Facts over {len(facts)} prompts, words over all {len(asked)}")
 
 # %% [markdown]
 # *knows* looks through the whole reply, and a reply that never stops has more room for a lucky word.
@@ -642,16 +644,20 @@ for prompt, bare, chat in zip(asked, full[conditions[0]], full[conditions[3]], s
     if "expect" in prompt.meta:
         unseen = "" if mentions(texts, prompt.meta["expect"]) else "*"
         judged.append((prompt.id + unseen, at_once.of(prompt, bare), at_once.of(prompt, chat)))
+
+# %%
 gained = [name for name, a, b in judged if b and not a]
 lost = [name for name, a, b in judged if a and not b]
-print(f"of {len(judged)} facts\ngained: {', '.join(gained)}\nlost:   {', '.join(lost) or 'none'}")
+print("gained:", *gained, sep="\n  ")
+print("lost:", *lost, sep="\n  ")
 low, high = bootstrap([b - a for _, a, b in judged])
-print(f"difference: {(len(gained) - len(lost)) / len(judged):+.0%} ({low:+.0%} to {high:+.0%})")
+gain = (len(gained) - len(lost)) / len(judged)
+print(f"of {len(judged)} facts; difference {gain:+.0%} ({low:+.0%} to {high:+.0%})")
 assert any(name.endswith("*") for name in gained)
 
 # %% [markdown]
-# Is a gained fact new knowledge? Those with a star cannot be: SFT never showed them. The base must have had
-# them all along, and just not have answered. So ask the base better.
+# Is a gained fact new knowledge? Those with a star cannot be: SFT never showed them. Either the reply was
+# lucky, or the base had them all along and just did not answer. So ask the base better.
 #
 # ### Ask the base better
 #
@@ -689,8 +695,6 @@ told = {way: generate(*(m, tokenizer, ids), max_new_tokens=40) for way, (m, ids)
 print("The base, asked well:\n" + told["base, 3 examples"][0].text)
 
 # %% tags=["measured"]
-from course_utils.comparison import show_estimate
-
 scored = measure_all(facts, told)
 wanted = {m.name: m for m in MEASURES if m.name in ("stops", "no role header", "knows at once")}
 rows = [
