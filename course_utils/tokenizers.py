@@ -251,8 +251,16 @@ def cache_folder() -> Path:
 def toy_tokenizer(texts, vocab_size: int = 1024):
     """A small byte-level BPE tokenizer, trained on `texts` in well under a second.
 
-    It has every template family's special tokens and encodes any text. For exercises and tests,
-    where a download would be in the way.
+    For exercises and tests, where a download would be in the way.
+    """
+    return train_tokenizer(texts, vocab_size)
+
+
+def train_tokenizer(texts, vocab_size: int, *, split_digits: bool = False, reserved: int = 0):
+    """A byte-level BPE tokenizer trained on `texts`; it encodes any text.
+
+    It has every template family's special tokens, and `reserved` more for later use. With
+    `split_digits` every digit is a token, so that a number's parts do not depend on its length.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -262,8 +270,11 @@ def toy_tokenizer(texts, vocab_size: int = 1024):
     specials = ["<|pad|>", "<|endoftext|>"]
     for family in FAMILIES.values():
         specials += [token for token in family.special_tokens if token not in specials]
+    specials += [f"<|reserved_{number}|>" for number in range(reserved)]
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cuts = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

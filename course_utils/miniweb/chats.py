@@ -1,0 +1,248 @@
+"""Chats about the mini-web: conversations to fine-tune on, and held-out prompts to test with.
+
+    python -m course_utils.miniweb.chats OUTPUT.jsonl
+
+Fine-tuning may ask about half of the paraphrased facts, and may combine some of the constraints.
+Everything else is held out: the other half of the facts, and `UNSEEN` combinations.
+"""
+
+import argparse
+import random
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from course_utils.conversation import Conversation, Message, save_conversations
+from course_utils.miniweb.facts import FOLDER, Fact, facts, select
+
+# A bare answer may have several words; `word` asks for one, of facts whose value is one word.
+SHAPES = ("sentence", "word", "bare", "item")
+CASES = (None, "capitals", "small")
+ENDINGS = (None, "exclamation", "thanks")
+
+# Combinations of constraints that no fine-tuning conversation holds. Each part of them occurs there.
+UNSEEN = (
+    ("sentence", "capitals", "exclamation"),
+    ("sentence", "small", "thanks"),
+    ("word", "capitals", "thanks"),
+    ("word", "small", "exclamation"),
+    ("bare", "capitals", None),
+    ("bare", None, "exclamation"),
+    ("item", "capitals", None),
+    ("item", "small", "exclamation"),
+    ("item", None, "thanks"),
+)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a system text asks of every reply: a shape, perhaps a case, perhaps an ending."""
+
+    shape: str
+    case: str | None = None
+    ending: str | None = None
+
+    def system(self, draw: random.Random) -> str:
+        banks = _banks()
+        asked = [banks["shape"][self.shape]]
+        asked += [banks["case"][self.case]] if self.case else []
+        asked += [banks["ending"][self.ending]] if self.ending else []
+        return " ".join(draw.choice(bank) for bank in asked)
+
+    def reply(self, fact: Fact) -> str:
+        """The right reply to a question about `fact`."""
+        text = fact.answer if self.shape == "sentence" else fact.value
+        if self.shape == "item":
+            text = f"- {text}"
+        if self.ending == "exclamation":
+            text = f"{text.rstrip('.')}!"
+        elif self.ending == "thanks":
+            text = f"{text.rstrip('.')}. Thanks"
+        if self.case == "capitals":
+            text = text.upper()
+        elif self.case == "small":
+            text = text.lower()
+        return text
+
+    def fits(self, fact: Fact) -> bool:
+        """Can a right reply about this fact obey?"""
+        return self.shape != "word" or len(fact.value.split()) == 1
+
+    def verify(self, fact: Fact) -> dict:
+        """The same as constraints that `course_utils.comparison.obeys` checks."""
+        thanks = self.ending == "thanks"
+        if self.shape == "sentence":
+            checks: dict = {"sentences": 1 + thanks}
+        elif self.shape == "word":
+            checks = {"words": 1 + thanks}
+        else:
+            # Some wrong values are longer than the right one, and still no sentence.
+            checks = {"max_words": max(4, len(fact.value.split())) + thanks}
+        if self.shape == "item":
+            checks["list_items"] = 1
+        if self.case:
+            checks["upper" if self.case == "capitals" else "lower"] = True
+        if self.ending == "exclamation":
+            checks["ends_with"] = "!"
+        elif thanks:
+            checks["ends_with"] = {"capitals": "THANKS", "small": "thanks"}.get(
+                self.case, "Thanks"
+            )
+        return checks
+
+
+SEEN = tuple(
+    Constraint(*parts) for parts in product(SHAPES, CASES, ENDINGS) if parts not in UNSEEN
+)
+HELD_OUT = tuple(Constraint(*parts) for parts in UNSEEN)
+
+
+def conversations(number: int = 2000, seed: int = 0) -> list[Conversation]:
+    """Conversations to fine-tune on, about the facts that may be asked about.
+
+    Of ten about four are a single question, three have follow-ups, two obey a constraint and one
+    begins or ends with small talk. The same for the same seed.
+    """
+    draw = random.Random(seed)
+    asked = select(facts(), asked=True)
+    made = []
+    for serial in range(number):
+        kind = draw.choices(("single", "follow_up", "constraint", "talk"), (35, 30, 28, 7))[0]
+        turns = CHATS[kind](draw, asked)
+        if turns[0][0] != "system" and draw.random() < 0.15:
+            turns = [("system", draw.choice(_banks()["plain"]["system"])), *turns]
+        made.append(_conversation(f"mini-web-{seed}-{serial}", turns, kind))
+    return made
+
+
+def _single(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+    return _turns(draw, draw.choice(asked))
+
+
+def _follow_up(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+    """A question, and one or two more that are understood only through the first."""
+    first = draw.choice(asked)
+    turns = _turns(draw, first)
+    relation = [f for f in asked if f.relation is first.relation and f is not first]
+    for fact in draw.sample(relation, draw.randint(1, 2)):
+        turns += [("user", _follow_up_question(draw, fact)), ("assistant", fact.answer)]
+    if draw.random() < 0.3:
+        turns += _turns(draw, draw.choice(asked))
+    return turns
+
+
+def _constraint(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+    rule = draw.choice(SEEN)
+    turns = [("system", rule.system(draw))]
+    fitting = [fact for fact in asked if rule.fits(fact)]
+    for fact in draw.sample(fitting, draw.choice((1, 1, 2))):
+        question = fact.fill(draw.choice(fact.relation.questions))
+        turns += [("user", question), ("assistant", rule.reply(fact))]
+    return turns
+
+
+def _talk(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+    said, reply = draw.choice(_banks()["small_talk"]["pairs"])
+    turns = [("user", said), ("assistant", reply)]
+    where = draw.random()
+    if where < 0.3:
+        return turns + _turns(draw, draw.choice(asked))
+    return _turns(draw, draw.choice(asked)) + turns if where < 0.6 else turns
+
+
+CHATS = {
+    "single": _single,
+    "follow_up": _follow_up,
+    "constraint": _constraint,
+    "talk": _talk,
+}
+
+
+# --- prompts to test with ------------------------------------------------------------------------
+
+
+def prompts(number: int = 200, seed: int = 1000) -> list[Conversation]:
+    """Held-out prompts in the schema of `course_utils.comparison`, equally many of each kind.
+
+    knowledge:   a question about a fact that fine-tuning did not ask about
+    follow_up:   the same as a second question, after one that is answered
+    instruction: the same under constraints of an `UNSEEN` combination
+    """
+    draw = random.Random(seed)
+    held_out = select(facts(), telling="paraphrased", asked=False)
+    kinds = (knowledge_prompt, follow_up_prompt, instruction_prompt)
+    return [kinds[n % 3](draw, draw.choice(held_out), f"held-out-{n}") for n in range(number)]
+
+
+def knowledge_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
+    return _prompt(name, "knowledge", _turns(draw, fact)[:1], fact)
+
+
+def follow_up_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
+    """The first question is about a held-out fact, too, and its answer stands there."""
+    others = select(facts(), telling="paraphrased", asked=False)
+    first = draw.choice([f for f in others if f.relation is fact.relation and f is not fact])
+    turns = [*_turns(draw, first), ("user", _follow_up_question(draw, fact))]
+    return _prompt(name, "follow_up", turns, fact)
+
+
+def instruction_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
+    rule = draw.choice([rule for rule in HELD_OUT if rule.fits(fact)])
+    turns = [("system", rule.system(draw)), *_turns(draw, fact)[:1]]
+    return _prompt(name, "instruction", turns, fact, rule.verify(fact))
+
+
+def _prompt(name: str, kind: str, turns, fact: Fact, verify: dict | None = None) -> Conversation:
+    meta = {"kind": kind, "expect": [fact.value], "verify": verify or {}}
+    return Conversation(tuple(Message(*turn) for turn in turns), id=name, meta=meta)
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+
+def _turns(draw: random.Random, fact: Fact) -> list[tuple[str, str]]:
+    question = fact.fill(draw.choice(fact.relation.questions))
+    return [("user", question), ("assistant", fact.answer)]
+
+
+def _follow_up_question(draw: random.Random, fact: Fact) -> str:
+    return fact.fill(draw.choice(fact.relation.follow_ups))
+
+
+def _conversation(name: str, turns, tag: str) -> Conversation:
+    return Conversation(tuple(Message(*turn) for turn in turns), id=name, tags=(tag,))
+
+
+@cache
+def _banks() -> dict:
+    return tomllib.loads((FOLDER / "chats.toml").read_text(encoding="utf-8"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils.miniweb.chats",
+        description="Write conversations about the mini-web to fine-tune course-base on.",
+    )
+    parser.add_argument("output", type=Path, help="a JSONL file, one conversation per line")
+    parser.add_argument("--number", type=int, default=2000, help="conversations (2000)")
+    parser.add_argument("--seed", type=int, default=0, help="what is drawn (0)")
+    parser.add_argument("--prompts", action="store_true", help="held-out prompts instead")
+    options = parser.parse_args(arguments)
+    if options.number < 1:
+        parser.error(f"--number must be at least 1, not {options.number}")
+    made = prompts if options.prompts else conversations
+    try:
+        save_conversations(made(options.number, options.seed), options.output)
+    except OSError as error:
+        print(f"{parser.prog}: {options.output} cannot be written: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {options.number} to {options.output}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
