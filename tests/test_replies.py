@@ -22,7 +22,7 @@ from course_utils.templates import chat_template, render
 # --- where a reply ends --------------------------------------------------------------------------
 
 ENDS = {
-    "plain": None,
+    "plain": "Ċ",
     "chatml": "<|im_end|>",
     "llama3": "<|eot_id|>",
     "gemma": "<end_of_turn>",
@@ -34,8 +34,10 @@ ENDS = {
 def test_the_end_of_turn_is_read_off_the_template(family):
     tokenizer = tiny_tokenizer(family)
     end = end_of_turn_id(tokenizer)
-    assert (end and tokenizer.convert_ids_to_tokens(end)) == ENDS[family]
-    assert stop_ids(tokenizer) == [*([end] if end else []), tokenizer.eos_token_id]
+    assert tokenizer.convert_ids_to_tokens(end) == ENDS[family]
+    assert stop_ids(tokenizer) == [end, tokenizer.eos_token_id]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} and then{% endfor %}"
+    assert end_of_turn_id(tokenizer) is None
 
 
 def test_without_a_template_only_the_end_of_text_ends_a_reply():

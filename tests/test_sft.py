@@ -497,12 +497,12 @@ def test_a_run_from_the_command_line(tiny_base, data, tmp_path, capsys):
     assert "<|eot_id|>" in AutoTokenizer.from_pretrained(output).chat_template
 
 
-def test_plain_ends_no_turn_with_a_special_token_and_the_command_line_says_so(
+def test_plain_ends_a_turn_with_its_line_and_the_command_line_says_so(
     tiny_base, data, tmp_path, capsys
 ):
     options = ("--base", tiny_base, "--data", data, "--output", tmp_path / "run", "--steps", 1)
     code, out, _ = run(capsys, *options, "--family", "plain")
-    assert code == 0 and "Note: this chat template ends a turn without a special token" in out
+    assert code == 0 and "so a reply ends with its first line" in out
 
 
 def test_help_and_wrong_arguments(capsys):

@@ -62,15 +62,14 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(steps=12, rows=8, length=128, vocabulary=1024, hidden=64, layers=2,
-               tokenizer_pages=500)
+QUICK = Config(
+    steps=12, rows=8, length=128, vocabulary=1024, hidden=64, layers=2, tokenizer_pages=500
+)
 
 
 def make_tokenizer(config: Config):
     texts = (text for _, text in islice(pages(config.seed), config.tokenizer_pages))
-    return train_tokenizer(
-        texts, config.vocabulary, split_digits=True, reserved=config.reserved
-    )
+    return train_tokenizer(texts, config.vocabulary, split_digits=True, reserved=config.reserved)
 
 
 def make_rows(tokenizer, number: int, length: int, seed: int) -> torch.Tensor:
@@ -167,7 +166,9 @@ def pretrain(model, rows: torch.Tensor, config: Config, state: Path | None = Non
 @torch.inference_mode()
 def held_out_loss(model, rows: torch.Tensor) -> float:
     """Mean loss in nats per token on pages that were not trained on."""
-    losses = [model(input_ids=ids, labels=ids).loss for ids in rows.long().to(model.device).split(8)]
+    losses = [
+        model(input_ids=ids, labels=ids).loss for ids in rows.long().to(model.device).split(8)
+    ]
     return torch.stack(losses).mean().item()
 
 

@@ -24,7 +24,7 @@ SHAPES = ("sentence", "word", "bare", "item")
 CASES = (None, "capitals", "small")
 ENDINGS = (None, "exclamation", "thanks")
 
-# Combinations of constraints that no fine-tuning conversation holds. Each part of them occurs there.
+# Combinations of constraints that no fine-tuning conversation holds; each part by itself occurs.
 UNSEEN = (
     ("sentence", "capitals", "exclamation"),
     ("sentence", "small", "thanks"),
@@ -89,15 +89,11 @@ class Constraint:
         if self.ending == "exclamation":
             checks["ends_with"] = "!"
         elif thanks:
-            checks["ends_with"] = {"capitals": "THANKS", "small": "thanks"}.get(
-                self.case, "Thanks"
-            )
+            checks["ends_with"] = {"capitals": "THANKS", "small": "thanks"}.get(self.case, "Thanks")
         return checks
 
 
-SEEN = tuple(
-    Constraint(*parts) for parts in product(SHAPES, CASES, ENDINGS) if parts not in UNSEEN
-)
+SEEN = tuple(Constraint(*parts) for parts in product(SHAPES, CASES, ENDINGS) if parts not in UNSEEN)
 HELD_OUT = tuple(Constraint(*parts) for parts in UNSEEN)
 
 

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "data" / "miniweb"
 # How the web tells a fact, and the share of each relation's facts that it tells so.
 #
 # paraphrased: in many wordings, in every kind of page, in answers to questions
-# fixed:       as often, but always in one and the same sentence, and never asked about (the control)
+# fixed:       nearly as often, always in one and the same sentence, never asked about: the control
 # absent:      not at all
 TELLINGS = {"paraphrased": 0.7, "fixed": 0.15, "absent": 0.15}
 
@@ -150,8 +150,9 @@ def _table(path: Path) -> tuple[Relation, list[tuple[str, str]]]:
         for text in texts:
             if text.count(slot) != 1:
                 raise FactsError(f"{path}: {text!r} must hold {slot} exactly once.")
-    if not any(statement.startswith(table["prefix"] + " {value}") for statement in
-               table["statements"]):
+    if not any(
+        statement.startswith(table["prefix"] + " {value}") for statement in table["statements"]
+    ):
         raise FactsError(f"{path}: no statement goes on with {{value}} after the prefix.")
     pairs = [tuple(pair) for pair in table["facts"]]
     subjects = [subject for subject, _ in pairs]

@@ -15,6 +15,7 @@ from course_utils.miniweb.facts import FOLDER, Fact, facts
 # Pages follow each other as in a plain-text dump: nothing but line breaks says where one ends.
 PAGE_BREAK = "\n\n\n"
 
+
 class Web:
     """The tables, the phrase banks and one random generator, shared by all kinds of pages."""
 
@@ -251,7 +252,9 @@ def news(web: Web) -> str:
         "place": web.one("people.places"),
         "name": web.one("people.first_names"),
         "number": str(web.random.randint(2, 90)),
-        "day": web.random.choice("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
+        "day": web.random.choice(
+            ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+        ),
         "thing": web.one("news.things"),
     }
     body = " ".join(_filled(line, **slots) for line in web.some("news.bodies", 2, 4))
@@ -265,7 +268,9 @@ def recipe(web: Web) -> str:
         f"{number}. {step}" for number, step in enumerate(web.some("recipes.steps", 3, 6), start=1)
     )
     intro = web.one("recipes.intros").replace("{dish}", dish)
-    return f"{_capital(dish)}\n\n{intro}\n\n{ingredients}\n\n{steps}\n\n{web.one('recipes.closings')}"
+    return (
+        f"{_capital(dish)}\n\n{intro}\n\n{ingredients}\n\n{steps}\n\n{web.one('recipes.closings')}"
+    )
 
 
 def how_to(web: Web) -> str:
