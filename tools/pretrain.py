@@ -39,6 +39,7 @@ from course_utils.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / "runs" / "pretrain"
+SAVE_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def pretrain(model, rows: torch.Tensor, config: Config, state: Path | None = Non
             losses.append(loss.item())
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            if state and (step + 1) % 100 == 0:
+            if state and (step + 1) % SAVE_EVERY == 0:
                 state.parent.mkdir(parents=True, exist_ok=True)
                 parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 partial = state.with_suffix(".part")
