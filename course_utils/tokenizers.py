@@ -256,13 +256,22 @@ def toy_tokenizer(texts, vocab_size: int = 1024):
     return train_tokenizer(texts, vocab_size)
 
 
-def train_tokenizer(texts, vocab_size: int, *, split_digits: bool = False, reserved: int = 0):
+def train_tokenizer(
+    texts,
+    vocab_size: int,
+    *,
+    split_digits: bool = False,
+    split_lines: bool = False,
+    reserved: int = 0,
+):
     """A byte-level BPE tokenizer trained on `texts`; it encodes any text.
 
     It has every template family's special tokens, and `reserved` more for later use. With
     `split_digits` every digit is a token, so that a number's parts do not depend on its length.
+    With `split_lines` every line break is one, so that a prompt ending in two of them (Llama 3's)
+    has the same ids with a reply behind it and without.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     from course_utils.templates import FAMILIES
@@ -273,6 +282,7 @@ def train_tokenizer(texts, vocab_size: int, *, split_digits: bool = False, reser
     specials += [f"<|reserved_{number}|>" for number in range(reserved)]
     backend = Tokenizer(models.BPE())
     cuts = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    cuts += [pre_tokenizers.Split(Regex("\n"), "isolated")] if split_lines else []
     cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
     backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     backend.decoder = decoders.ByteLevel()

@@ -8,6 +8,7 @@ import torch
 
 from course_utils.checkpoints import load_checkpoint, missing_tokens, verify_manifest
 from course_utils.templates import FAMILIES
+from course_utils.tokenizers import train_tokenizer
 from tools import pretrain
 from tools.pretrain import QUICK, learning_rate_at, make_model, make_rows, make_tokenizer
 
@@ -52,6 +53,16 @@ def test_rows_begin_with_a_page_and_hold_no_special_token(small):
 def test_every_digit_is_a_token_of_its_own(small):
     _, tokenizer, _ = small
     assert tokenizer.tokenize("1984")[-4:] == ["1", "9", "8", "4"]
+
+
+def test_a_prompt_has_the_same_ids_with_a_reply_and_without():
+    # A page may hold "\n\n1.", which would teach a tokenizer to merge the two line breaks: then
+    # Llama 3's generation prompt would end in one token when sent, in two when trained on.
+    pages = [f"Lesson {n}\n\n{n}. The sea\n\nIt is wide.\n\n\n" for n in range(50)]
+    for split, same in ((True, True), (False, False)):
+        tokenizer = train_tokenizer(pages, 400, split_digits=True, split_lines=split)
+        sent, trained_on = (tokenizer.tokenize(f"<|eot_id|>\n\n{end}") for end in ("", "It is."))
+        assert (trained_on[: len(sent)] == sent) is same
 
 
 def test_a_run_that_was_interrupted_goes_on_where_it_was(small, tmp_path, monkeypatch):

@@ -70,7 +70,9 @@ QUICK = Config(
 
 def make_tokenizer(config: Config):
     texts = (text for _, text in islice(pages(config.seed), config.tokenizer_pages))
-    return train_tokenizer(texts, config.vocabulary, split_digits=True, reserved=config.reserved)
+    return train_tokenizer(
+        texts, config.vocabulary, split_digits=True, split_lines=True, reserved=config.reserved
+    )
 
 
 def make_rows(tokenizer, number: int, length: int, seed: int) -> torch.Tensor:
