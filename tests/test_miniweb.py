@@ -209,6 +209,7 @@ def test_prompts_are_held_out_and_can_be_measured():
         "instruction": 66,
     }
     values = {fact.value for fact in select(facts(), telling="paraphrased", asked=False)}
+    values |= {change(value) for value in values for change in (str.upper, str.lower)}
     for prompt in found:
         assert set(prompt.meta["expect"]) <= values
         assert bool(prompt.meta["verify"]) == (prompt.meta["kind"] == "instruction")

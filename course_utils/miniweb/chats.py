@@ -10,7 +10,7 @@ import argparse
 import random
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -62,15 +62,19 @@ class Constraint:
             text = f"{text.rstrip('.')}!"
         elif self.ending == "thanks":
             text = f"{text.rstrip('.')}. Thanks"
-        if self.case == "capitals":
-            text = text.upper()
-        elif self.case == "small":
-            text = text.lower()
-        return text
+        return self.cased(text)
+
+    def cased(self, text: str) -> str:
+        return {"capitals": text.upper(), "small": text.lower()}.get(self.case, text)
 
     def fits(self, fact: Fact) -> bool:
-        """Can a right reply about this fact obey?"""
-        return self.shape != "word" or len(fact.value.split()) == 1
+        """Can a right reply about this fact obey, and be seen to?"""
+        if self.shape == "sentence":
+            # "... is I. Thanks" reads like somebody's initial.
+            return self.ending != "thanks" or len(fact.value.split()[-1]) > 1
+        # A number is in no case.
+        cased = not self.case or fact.value.upper() != fact.value.lower()
+        return cased and (self.shape != "word" or len(fact.value.split()) == 1)
 
     def verify(self, fact: Fact) -> dict:
         """The same as constraints that `course_utils.comparison.obeys` checks."""
@@ -175,7 +179,7 @@ def prompts(number: int = 200, seed: int = 1000) -> list[Conversation]:
 
 
 def knowledge_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
-    return _prompt(name, "knowledge", _turns(draw, fact)[:1], fact)
+    return _prompt(name, "knowledge", _turns(draw, fact)[:1], [fact.value])
 
 
 def follow_up_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
@@ -183,17 +187,21 @@ def follow_up_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation
     others = select(facts(), telling="paraphrased", asked=False)
     first = draw.choice([f for f in others if f.relation is fact.relation and f is not fact])
     turns = [*_turns(draw, first), ("user", _follow_up_question(draw, fact))]
-    return _prompt(name, "follow_up", turns, fact)
+    return _prompt(name, "follow_up", turns, [fact.value])
 
 
 def instruction_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
     rule = draw.choice([rule for rule in HELD_OUT if rule.fits(fact)])
     turns = [("system", rule.system(draw)), *_turns(draw, fact)[:1]]
-    return _prompt(name, "instruction", turns, fact, rule.verify(fact))
+    # In small letters "fe" is right, although the symbol is "Fe".
+    expected = dict.fromkeys([fact.value, rule.cased(fact.value)])
+    return _prompt(name, "instruction", turns, expected, rule.verify(fact))
 
 
-def _prompt(name: str, kind: str, turns, fact: Fact, verify: dict | None = None) -> Conversation:
-    meta = {"kind": kind, "expect": [fact.value], "verify": verify or {}}
+def _prompt(
+    name: str, kind: str, turns, expected: Iterable[str], verify: dict | None = None
+) -> Conversation:
+    meta = {"kind": kind, "expect": list(expected), "verify": verify or {}}
     return Conversation(tuple(Message(*turn) for turn in turns), id=name, meta=meta)
 
 
