@@ -47,6 +47,7 @@ class Config:
     """steps of `rows` rows of `length` tokens; every page is read once.
 
     vocabulary: tokens, of which `reserved` beside the template families' are never trained
+    split_lines: is every line break a token?
     """
 
     steps: int = 1500
@@ -57,6 +58,7 @@ class Config:
     weight_decay: float = 0.1
     vocabulary: int = 4096
     reserved: int = 8
+    split_lines: bool = True
     hidden: int = 256
     layers: int = 6
     tokenizer_pages: int = 20_000
@@ -71,7 +73,11 @@ QUICK = Config(
 def make_tokenizer(config: Config):
     texts = (text for _, text in islice(pages(config.seed), config.tokenizer_pages))
     return train_tokenizer(
-        texts, config.vocabulary, split_digits=True, split_lines=True, reserved=config.reserved
+        texts,
+        config.vocabulary,
+        split_digits=True,
+        split_lines=config.split_lines,
+        reserved=config.reserved,
     )
 
 
