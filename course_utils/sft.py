@@ -520,6 +520,10 @@ def _run(options, arguments) -> int:
         base=base,
         command=command,
         data={"samples": len(data.samples), "graded_tokens": data.graded_tokens},
+        parameters={
+            "all": sum(parameter.numel() for parameter in model.parameters()),
+            "embedding": model.get_input_embeddings().weight.numel(),
+        },
     )
     save_checkpoint(model, tokenizer, options.output, record)
     print(

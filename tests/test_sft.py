@@ -487,6 +487,7 @@ def test_a_run_from_the_command_line(tiny_base, data, tmp_path, capsys):
     assert record["config"]["learning_rate"] == 1e-3 and record["config"]["train_embeddings"]
     assert record["command"].startswith("python -m course_utils.sft --base")
     assert record["data"] == {"samples": 3, "graded_tokens": 12}
+    assert 0 < record["parameters"]["embedding"] < record["parameters"]["all"]
     assert record["hardware"]["precision"] in ("float32", "bfloat16", "float16")
     assert "<|im_start|>" in AutoTokenizer.from_pretrained(output).chat_template
 
