@@ -301,9 +301,9 @@ e01.newsletter(newsletter)
 #
 # Difficulty 4 of 5 · importance 4 of 5 · 20 minutes
 #
-# The base knows far more than it answers. Build a prompt that it continues with the answer, and cut the
-# answer out of what it writes. The check asks course-base 60 questions about facts that no example is
-# about. Reach 70 % right.
+# Build a prompt that the base continues with the answer, and cut the answer out of what it writes. The check
+# asks course-base about 60 facts. It knows all of them, for it completes each as text: "The capital of
+# Botswana is" with " Gaborone". No example is about any of them. Reach 70 % right.
 #
 # The form is up to you, within limits: each question stands in a line of its own that begins with `Q: `, each
 # answer begins with `A:`. So what would you write behind `A:`? What stands between two examples, and how does
@@ -337,8 +337,8 @@ e01.newsletter(newsletter)
 #
 # <details><summary>Hint 2</summary>
 #
-# How are " Nairobi" and "Nairobi" encoded? If the prompt ends in a space, the model must go on without one, and
-# where have you ever seen a text that has two tokens for that place? End the prompt with `A:`.
+# The space in front of a word belongs to the word's first token. If the prompt ends in a space, the model
+# would have to go on with "Nairobi" where in all pages " Nairobi" came. End the prompt with `A:`.
 #
 # </details>
 #
