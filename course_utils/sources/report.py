@@ -1,0 +1,276 @@
+"""Converting one record, a stream of them, or a file; and the count of what became of each."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from course_utils.conversation import ROLES, Conversation
+from course_utils.sources.draft import Options, Rejected
+from course_utils.sources.formats import SOURCES
+from course_utils.sources.reading import Entry, entries
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record, or a part of one, that was not converted: `where` names it, `place` the part."""
+
+    where: str
+    reason: str
+    place: str
+    detail: str
+    record: object = None  # None if it could not be read: then `text` is its beginning
+    text: str = ""
+
+    def __str__(self):
+        place = f": {self.place}" if self.place else ""
+        return f"{self.where}{place}: {self.reason}: {self.detail}"
+
+
+@dataclass
+class Tally:
+    """What became of one source's records. A tree gives several conversations."""
+
+    records: int = 0
+    converted: int = 0  # records that gave at least one conversation
+    conversations: int = 0
+    rejected: int = 0  # records that gave none
+    partly: int = 0  # records that gave conversations and rejections
+    reasons: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+
+class Report:
+    """Counts per source and reason. Every record counts as converted or as rejected."""
+
+    def __init__(self):
+        self.sources: dict[str, Tally] = {}
+
+    def add(self, source: str, results: Sequence[Conversation | Rejection]) -> None:
+        """Count what one record gave."""
+        tally = self.sources.setdefault(source, Tally())
+        rejections = [found for found in results if isinstance(found, Rejection)]
+        conversations = len(results) - len(rejections)
+        tally.records += 1
+        tally.conversations += conversations
+        tally.converted += conversations > 0
+        tally.rejected += conversations == 0
+        tally.partly += bool(conversations and rejections)
+        for found in rejections:
+            tally.reasons[found.reason] += 1
+            place = f"{found.where}, {found.place}" if found.place else found.where
+            tally.examples.setdefault(found.reason, f"{place}: {found.detail}")
+
+    @property
+    def conversations(self) -> int:
+        return sum(tally.conversations for tally in self.sources.values())
+
+    @property
+    def rejections(self) -> int:
+        return sum(tally.reasons.total() for tally in self.sources.values())
+
+    def as_dict(self) -> dict:
+        return {
+            name: {
+                "records": tally.records,
+                "converted": tally.converted,
+                "conversations": tally.conversations,
+                "rejected": tally.rejected,
+                "partly": tally.partly,
+                "reasons": dict(tally.reasons.most_common()),
+                "examples": tally.examples,
+            }
+            for name, tally in self.sources.items()
+        }
+
+    def __str__(self):
+        lines = []
+        for name, tally in self.sources.items():
+            lines.append(
+                f"{name}: {tally.records:,} records, {tally.converted:,} converted into "
+                f"{tally.conversations:,} conversations, {tally.rejected:,} rejected"
+                + (f", {tally.partly:,} in part" if tally.partly else "")
+            )
+            for reason, count in tally.reasons.most_common():
+                lines.append(f"  {count:>9,}  {reason}, first at {tally.examples[reason]}")
+        return "\n".join(lines) or "no records"
+
+
+def convert(
+    record: object,
+    source: str,
+    *,
+    id: str | None = None,
+    roles: Mapping[str, str] | None = None,
+    keep: Iterable[str] = (),
+) -> list[Conversation | Rejection]:
+    """What one record gives: at least one conversation or rejection.
+
+    `source` is one of `SOURCES`. `id` becomes the conversation's (with .1, .2 ... behind it if a
+    record gives several) and names it in rejections. `roles` maps further role names, `keep` names
+    fields of messages (or fields of the record that would change its meaning) to put into the meta.
+    """
+    return _convert(record, source, _options(source, roles, keep), id)
+
+
+def _options(source: str, roles: Mapping[str, str] | None, keep: Iterable[str]) -> Options:
+    if source not in SOURCES:
+        raise ValueError(f"no source {source!r}: there are {', '.join(SOURCES)}")
+    may_be = (*ROLES, "call") if source == "sharegpt" else ROLES
+    for name, role in (roles or {}).items():
+        if role not in may_be:
+            raise ValueError(f"{name!r} cannot mean {role!r}: the roles are {', '.join(may_be)}")
+    return Options(dict(roles or {}), frozenset(keep))
+
+
+def _convert(record, source: str, options: Options, id: str | None):
+    where = id if id is not None else "the record"
+    results: list = []
+
+    def reject(error: Rejected):
+        results.append(Rejection(where, error.reason, error.place, error.detail, record))
+
+    try:
+        if not isinstance(record, Mapping):
+            raise Rejected("not an object", "", f"{type(record).__name__}")
+        found = list(SOURCES[source].convert(record, options))
+        several = len(found) > 1
+        for number, draft in enumerate(found, start=1):
+            if isinstance(draft, Rejected):
+                reject(draft)
+                continue
+            name = f"{id}.{number}" if several and id is not None else id
+            try:
+                results.append(draft.finish(record, source, SOURCES[source].uses, name))
+            except Rejected as error:
+                reject(error)
+    except Rejected as error:
+        results.clear()
+        reject(error)
+    except RecursionError:
+        results.clear()
+        reject(Rejected("nested too deeply", "", "more levels than can be read"))
+    return results
+
+
+def stream(
+    path: str | Path,
+    source: str,
+    *,
+    report: Report | None = None,
+    roles: Mapping[str, str] | None = None,
+    keep: Iterable[str] = (),
+    progress: bool = False,
+    prefix: str | None = None,
+) -> Iterator[Conversation | Rejection]:
+    """Convert a JSONL file, or a .json file with one array, record by record.
+
+    Memory is bounded by the longest record (64 MiB, a longer one is rejected), not by the file.
+    Ids are `prefix`-LINE, the prefix being the file's name without its ending: unique, and they
+    lead back to the record. The source's own id stays in meta["fields"].
+    """
+    path, options = Path(path), _options(source, roles, keep)
+    prefix = path.stem if prefix is None else prefix
+    for entry in _with_progress(path, source, progress):
+        id = f"{prefix}-{entry.number}"
+        if isinstance(error := entry.record, Rejected):
+            results = [Rejection(id, error.reason, error.place, error.detail, None, entry.text)]
+        else:
+            results = _convert(entry.record, source, options, id)
+        if report is not None:
+            report.add(source, results)
+        yield from results
+
+
+def _with_progress(path: Path, source: str, progress: bool) -> Iterator[Entry]:
+    if not progress:
+        yield from entries(path)
+        return
+    from tqdm import tqdm
+
+    total = path.stat().st_size
+    with tqdm(total=total, unit="B", unit_scale=True, desc=source, mininterval=0.2) as bar:
+        read = 0
+        for entry in entries(path):
+            bar.update(entry.read - read)
+            read = entry.read
+            yield entry
+        bar.update(total - read)
+
+
+class _Atomic:
+    """A file that appears under its name only when it is complete."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.file = self.part.open("wb")
+
+    def write(self, record: dict) -> None:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        # A lone surrogate, which UTF-8 cannot hold, is written as JSON's own escape for it.
+        self.file.write(line.encode("utf-8", "backslashreplace"))
+
+    def finish(self, keep: bool) -> None:
+        if keep:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        self.file.close()
+        if keep:
+            os.replace(self.part, self.path)
+        else:
+            self.part.unlink()
+
+
+def convert_file(
+    path: str | Path,
+    source: str,
+    output: str | Path,
+    *,
+    rejected: str | Path | None = None,
+    **options,
+) -> Report:
+    """Convert a file into canonical JSONL, as `stream` does, and return the report.
+
+    The output replaces what stood there only when all is done, and only if something was converted;
+    so does `rejected`, which takes a line for each rejection: where, reason, place, detail and the
+    record. `load_conversations` reads the output.
+    """
+    paths = [Path(name).resolve() for name in (path, output, rejected) if name is not None]
+    if len(set(paths)) < len(paths):
+        raise ValueError("input, output and rejected records need three different files")
+    report, files = Report(), []
+    try:
+        files.append(out := _Atomic(output))
+        side = None
+        if rejected is not None:
+            files.append(side := _Atomic(rejected))
+        for found in stream(path, source, report=report, **options):
+            if isinstance(found, Conversation):
+                out.write(found.as_record())
+            elif side is not None:
+                side.write(_side_record(found, source))
+        out.finish(keep=report.conversations > 0)
+        files.remove(out)
+        if side is not None:
+            side.finish(keep=True)
+            files.remove(side)
+    finally:
+        for file in files:
+            file.finish(keep=False)
+    return report
+
+
+def _side_record(found: Rejection, source: str) -> dict:
+    about = {"where": found.where, "source": source, "reason": found.reason}
+    about |= {"place": found.place, "detail": found.detail}
+    return about | ({"text": found.text} if found.record is None else {"record": found.record})
+
+
+def timed(function, *arguments, **options):
+    """(what the function returns, seconds)"""
+    start = time.perf_counter()
+    return function(*arguments, **options), time.perf_counter() - start
