@@ -137,7 +137,13 @@ def test_the_web_never_tells_an_absent_fact(told):
 def test_the_web_tells_a_fixed_fact_in_its_sentence_and_never_asks_about_it(told):
     found = 0
     for fact in some("fixed"):
-        others = set(fact.relation.statements) - set(fact.wordings) | set(fact.relation.questions)
+        its_own = fact.fill(fact.wordings[0]).lower()
+        others = [
+            wording
+            for wording in (*fact.relation.statements, *fact.relation.questions)
+            # "We learned that the opposite of old is new." holds another of the wordings.
+            if fact.fill(wording).rstrip(".").lower() not in its_own
+        ]
         assert not any(told(fact, wording) for wording in others), fact.subject
         found += told(fact, fact.wordings[0])
     assert found > 60
@@ -213,9 +219,9 @@ def test_prompts_are_held_out_and_can_be_measured():
     for prompt in found:
         assert set(prompt.meta["expect"]) <= values
         assert bool(prompt.meta["verify"]) == (prompt.meta["kind"] == "instruction")
-        assert len(prompt) == {"knowledge": 1, "follow_up": 3, "instruction": 2}[
-            prompt.meta["kind"]
-        ]
+        assert (
+            len(prompt) == {"knowledge": 1, "follow_up": 3, "instruction": 2}[prompt.meta["kind"]]
+        )
 
 
 def test_the_command_writes_what_the_function_makes(tmp_path, capsys):

@@ -50,7 +50,7 @@ class Config:
     split_lines: is every line break a token?
     """
 
-    steps: int = 1500
+    steps: int = 1600
     rows: int = 32
     length: int = 256
     learning_rate: float = 2e-3
@@ -199,7 +199,7 @@ def save(model, tokenizer, folder: Path, record: dict, card: Path | None) -> Non
     tokenizer.save_pretrained(made)
     (made / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if card and card.is_file():
-        shutil.copy(card, made / card.name)
+        shutil.copy(card, made / "README.md")
     write_manifest(made)
     shutil.rmtree(folder, ignore_errors=True)
     made.rename(folder)

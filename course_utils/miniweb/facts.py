@@ -94,12 +94,13 @@ def relations(folder: Path = FOLDER) -> dict[str, Relation]:
 def facts(folder: Path = FOLDER) -> tuple[Fact, ...]:
     """Every fact of every table, the same in every run.
 
-    Which facts are told how, and which are asked about, is drawn once per relation from its name.
+    Which facts are told how, and which are asked about, is drawn per relation from a hash of the
+    subject, so that another row in a table moves hardly any other fact.
     """
     found = []
     for relation, pairs in _tables(folder).values():
-        order = list(range(len(pairs)))
-        random.Random(relation.name).shuffle(order)
+        drawn = [random.Random(f"{relation.name}: {subject}").random() for subject, _ in pairs]
+        order = sorted(range(len(pairs)), key=drawn.__getitem__)
         absent = round(TELLINGS["absent"] * len(pairs))
         fixed = round(TELLINGS["fixed"] * len(pairs))
         telling = dict.fromkeys(order, "paraphrased")

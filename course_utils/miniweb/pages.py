@@ -339,7 +339,7 @@ USUALLY = {
     "arts": blanks,
     "nature": comments,
     "history": more_questions,
-    "everyday": thread,
+    "everyday": more_questions,
 }
 
 
