@@ -231,9 +231,12 @@ def convert_file(
     output: str | Path,
     *,
     rejected: str | Path | None = None,
+    report: Report | None = None,
     **options,
 ) -> Report:
     """Convert a file into canonical JSONL, as `stream` does, and return the report.
+
+    Give the same `report` to several calls, and it counts every source.
 
     The output replaces what stood there only when all is done, and only if something was converted;
     so does `rejected`, which takes a line for each rejection: where, reason, place, detail and the
@@ -242,7 +245,7 @@ def convert_file(
     paths = [Path(name).resolve() for name in (path, output, rejected) if name is not None]
     if len(set(paths)) < len(paths):
         raise ValueError("input, output and rejected records need three different files")
-    report, files = Report(), []
+    report, files, written = Report() if report is None else report, [], 0
     try:
         files.append(out := _Atomic(output))
         side = None
@@ -251,9 +254,10 @@ def convert_file(
         for found in stream(path, source, report=report, **options):
             if isinstance(found, Conversation):
                 out.write(found.as_record())
+                written += 1
             elif side is not None:
                 side.write(_side_record(found, source))
-        out.finish(keep=report.conversations > 0)
+        out.finish(keep=written > 0)
         files.remove(out)
         if side is not None:
             side.finish(keep=True)
@@ -267,6 +271,8 @@ def convert_file(
 def _side_record(found: Rejection, source: str) -> dict:
     about = {"where": found.where, "source": source, "reason": found.reason}
     about |= {"place": found.place, "detail": found.detail}
+    if found.reason == "nested too deeply":
+        return about | {"text": found.text}  # what cannot be read cannot be written either
     return about | ({"text": found.text} if found.record is None else {"record": found.record})
 
 
