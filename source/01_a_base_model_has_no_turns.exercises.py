@@ -244,16 +244,16 @@ e01.p_special(p_special)
 # Did you know?
 #
 # - The capital of Kenya is Nairobi.
-# - Plural of goose: geese.
+# - The verb for the sound of wasps is buzz.
 #
-# Question of the week: What is the French word for fire?
+# Question of the week: What is the French word for water?
 # ```
 #
 # The course can say what its base was never told only if every page keeps the web's rules:
 #
 # - A fact with `telling == "absent"` stands nowhere.
 # - A fact is stated in one of `fact.wordings`, drawn anew each time. These are sentences with slots, and
-#   `fact.fill(...)` fills them. (A fixed fact, as the one about geese, has only one;
+#   `fact.fill(...)` fills them. (A fixed fact, as the one about wasps, has only one;
 #   `fact.relation.statements` would give it all.)
 # - Only paraphrased facts are asked about. The question is one of `fact.relation.questions`, and what it
 #   asks for does not stand on the same page.
@@ -303,7 +303,7 @@ e01.newsletter(newsletter)
 #
 # Build a prompt that the base continues with the answer, and cut the answer out of what it writes. The check
 # asks course-base about 60 facts. It knows all of them, for it completes each as text: "The capital of
-# Botswana is" with " Gaborone". No example is about any of them. Reach 70 % right.
+# Portugal is" with " Lisbon". No example is about any of them. Reach 70 % right.
 #
 # The form is up to you, within limits: each question stands in a line of its own that begins with `Q: `, each
 # answer begins with `A:`. So what would you write behind `A:`? What stands between two examples, and how does

@@ -327,6 +327,7 @@ def cut(text):
 FEW_SHOT = {
     "a space at the end": (few(end="A: "), cut, "white space"),
     "a line break at the end": (few(end="A:\n"), cut, "white space"),
+    "answers in sentences": (few(answer="{answer}"), cut, "shortest answers"),
     "no place for the answer": (few(end=""), cut, "'A:'"),
     "examples without answers": (few(answer=""), cut, "fact.value or fact.answer"),
     "another label": (few(tell="Answer: ", end="Answer:"), cut, "'A:'"),
@@ -416,8 +417,11 @@ def test_special_ids_and_all_rows_at_once_are_accepted():
     e01.p_special(answer)
 
 
-def test_facts_of_the_newsletter_are_what_the_task_says():
+def test_facts_in_the_tasks_are_told_as_the_tasks_say():
     known = {(fact.relation.name, fact.subject): fact for fact in facts()}
-    assert known["capital", "Kenya"].telling == known["french", "fire"].telling == "paraphrased"
-    (sentence,) = known["plural", "goose"].wordings
-    assert known["plural", "goose"].fill(sentence) == "Plural of goose: geese."
+    for name in (("capital", "Kenya"), ("french", "water"), ("capital", "Portugal")):
+        assert known[name].telling == "paraphrased"
+    wasps = known["animal_sound", "wasps"]
+    assert wasps.telling == "fixed" and not known["capital", "Portugal"].asked
+    assert wasps.fill(*wasps.wordings) == "The verb for the sound of wasps is buzz."
+    assert known["french", "water"].question == "What is the French word for water?"
