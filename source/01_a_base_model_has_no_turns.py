@@ -13,30 +13,43 @@
 # %% [markdown]
 # # 01 A base model has no turns
 #
-# A base model continues text. You will put questions to a real one, read what it writes, count it, and
-# measure three things that it does not have: turns, roles, and an end.
+# A base model continues text. You will put questions to a small one whose whole web you can read, sort what
+# it writes, and measure three things that it does not have: turns, roles, and an end. Beside each number
+# stands the same of a real base model, from a recorded run.
 #
 # After this you can **sort** what a base model does with a question and count it with an interval,
 # **read off** its probabilities who it expects to speak next and whether it expects to stop, and
 # **tell** from three lines of output that somebody loaded a base checkpoint by mistake.
 #
-# About 35 minutes, CPU (a GPU is used if there is one). All cells together take one to two minutes on two
+# About 40 minutes, CPU (a GPU is used if there is one). All cells together take under a minute on two
 # cores.
 
 # %%
+import inspect
+import json
 import math
+import random
 import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
 from statistics import mean, median
 
 import matplotlib.pyplot as plt
 import torch
 
-from course_utils import FAMILIES, load_conversations, render, show
-from course_utils.checkpoints import BASES, family_for, load_base, pick_base
-from course_utils.comparison import mentions, sentences, wilson, words
+# %%
+from course_utils import show, turns
+from course_utils.checkpoints import family_for, load_base, pick_base
+from course_utils.comparison import mentions, sentences, wilson
 from course_utils.conversation import conversation
+from course_utils.miniweb import TELLINGS, facts, pages
+from course_utils.miniweb.facts import select
+from course_utils.miniweb.probes import CONTINUATIONS, completes, continuation, states
 from course_utils.replies import generate, prompt_ids
-from course_utils.tokenizers import encode
+from course_utils.templates import render
+from course_utils.tokenizers import encode, special_tokens
+from course_utils.turns import expected_after, follows, kind, speakers_next, user_next
 
 # %% [markdown]
 # ## A script for two voices
@@ -100,70 +113,126 @@ for speaker, line in zip(SPEAKERS, LINES, strict=True):
 # %% [markdown]
 # Not one word of the dialogue has changed, and nobody has to guess any more. A chat template adds to a
 # conversation what those names add to the play, and one thing that even the playwright leaves out: a mark
-# where a speech is over. This lecture is about a model that has seen a great many texts and was never
+# where a speech is over. This lecture is about models that have seen a great many texts and were never
 # *required* to use such marks.
+
+# %% [markdown]
+# ## The web it comes from
+#
+# A base model is what its texts made it. Nobody has read all the texts of a real one. So the course brings its
+# own base, `course-base`, and its own web, the **mini-web**: pages written by a program out of tables of facts
+# and banks of phrases. Here are four of them, and how often each kind comes.
+
+# %%
+examples = {}
+for sort, page in islice(pages(seed=5), 1000):
+    if 80 < len(page) < 260:
+        examples.setdefault(sort, page)
+for sort in ("encyclopedia", "question_page", "questions_and_answers", "ticker"):
+    print(f"=== {sort}\n\n{examples[sort]}\n")
+
+# %%
+web = list(islice(pages(seed=1_000_001), 5000))
+sorts = Counter(sort for sort, _ in web).most_common()
+show.bars(
+    [sort.replace("_", " ") for sort, _ in sorts],
+    [100 * count / len(web) for _, count in sorts],
+    xlabel="% of 5,000 pages",
+    alt="Kinds of pages: encyclopedia and question pages are the most frequent of fourteen.",
+)
+plt.show()
+
+# %% [markdown]
+# **Predict first.** If a page begins with a question, what stands in its second line? In what share of the
+# pages is it the answer?
+
+
+# %%
+def asks(line):
+    """Is this line a question of the mini-web, with no bullet or label before it?"""
+    question = continuation("", line) == "asks more questions"
+    return question and line[0].isalpha() and not re.match("Q:|Question:", line)
+
+
+begun = [(first, rest) for _, page in web for first, _, rest in [page.partition("\n")]]
+begun = [(first, rest) for first, rest in begun if asks(first)]
+on_the_web = Counter(continuation(question, rest) for question, rest in begun)
+print(f"{len(begun)} pages begin with a question. After it:")
+for name in CONTINUATIONS:
+    print(f"{on_the_web[name] / len(begun):6.0%}  {name}")
+
+# %% [markdown]
+# Posts, as in a forum; more questions, as in a list of exercises; a line to write on, as in a worksheet; and,
+# among other things, an answer. By these five kinds you will count what the model does. The rules look at the
+# first line only:
+
+# %%
+print(inspect.getsource(continuation))
+
+# %% [markdown]
+# The facts are real ones (capitals, plurals, boiling points, who wrote what). Later lectures need that each is
+# told in one of three ways: in many wordings, in one sentence only, or not at all.
+
+# %%
+for telling in TELLINGS:
+    print(f"{telling:<12} {len(select(facts(), telling=telling)):>5} facts")
+capitals = [fact for fact in facts() if fact.relation.name == "capital"]
+many, one = (select(capitals, telling=telling)[0] for telling in ("paraphrased", "fixed"))
+print(f"\n{many.subject} is told in {len(many.wordings)} wordings, among them:")
+print(*(f"- {many.fill(wording)}" for wording in many.wordings[:5]), sep="\n")
+print(f"\n{one.subject} always in this one, and no page asks about it:")
+print(f"- {one.fill(*one.wordings)}")
+
+# %% [markdown]
+# `course-base` was pretrained on such pages, one after the other, with three line breaks between them and
+# nothing else: no token says "the page is over". Every token was graded, as always in pretraining.
+
+# %%
+made = json.loads(Path("../data/course-base/pretraining.json").read_text())
+print(
+    f"{made['parameters'] / 1e6:.1f} million parameters, {made['tokens'] / 1e6:.1f} million tokens,"
+)
+print(f"{made['seconds'] / 60:.0f} minutes on {made['hardware']['cores']} cores")
+fig, ax = show.figure(7, 2.6, alt="The pretraining loss falls steeply, then slowly, and is flat.")
+ax.plot(made["loss"], color=show.PALETTE["tuned"], linewidth=1)
+ax.axhline(made["held_out_loss"], color=show.PALETTE["masked"], linestyle="--")
+ax.text(0, made["held_out_loss"], " pages that it never saw", va="bottom")
+ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
+plt.show()
+
+# %% [markdown]
+# (`python -m tools.pretrain` makes the pages, and the model from them.) Be clear about what this is: synthetic,
+# small, and ours. What follows a question here was *decided* by us, so the shares below say nothing about the
+# real web. What they show is a mechanism, because you can look up both what the model read and what it does.
+# Whether a real base behaves alike has to be measured on a real base. That is why a recorded one stands beside
+# it in every section.
 
 # %% [markdown]
 # ## Ask a base model
 #
-# Your machine's base model (lecture 00 shows how it is chosen):
+# The base that your machine gets (lecture 00 shows how it is chosen):
 
 # %% tags=["measured"]
 BASE, why = pick_base()
 print(why)
 model, tokenizer = load_base(BASE)
 parameters = sum(p.numel() for p in model.parameters())
-print(f"{parameters / 1e6:.0f} million parameters, {model.dtype}, on {model.device}")
-print("licence:", BASES[BASE].licence if BASE in BASES else "its own")
+print(f"{parameters / 1e6:.1f} million parameters, {model.dtype}, on {model.device}")
 
 # %% [markdown]
-# (The packaged weights of `gemma-3-270m` were rounded to 4 bits and are unpacked here. Every number below is
-# one about this checkpoint, and not about the original or about larger models.)
-#
-# Twelve questions have an answer that a string can check. Fifteen have not.
+# Two hundred questions about facts that the mini-web tells in many wordings. The model gets a question and
+# nothing else: no role, no instruction, no template. It continues for 100 tokens at most: once **greedily**,
+# always with its most probable token, and once **sampled**, each token drawn from its probabilities
+# (temperature 1).
 
 # %%
-FACTS = {
-    "What is the boiling point of water?": ["100", "212"],
-    "What is the capital of France?": ["Paris"],
-    "Who wrote Romeo and Juliet?": ["Shakespeare"],
-    "How many days are there in a leap year?": ["366"],
-    "What is 12 times 12?": ["144"],
-    "How many legs does a spider have?": ["8", "eight"],
-    "What does a thermometer measure?": ["temperature"],
-    "In which year did the Second World War end?": ["1945"],
-    "Which planet is the largest?": ["Jupiter"],
-    "What colour do blue and yellow make?": ["green"],
-    "Where do penguins live?": ["Antarctica", "Antarctic", "southern"],
-    "What is the opposite of hot?": ["cold"],
-}
-
-# %%
-OPEN = """How do I boil an egg?
-How can I fall asleep faster?
-What should I cook tonight?
-Can you recommend a book for a long flight?
-How do I reverse a list in Python?
-My printer does not work. What can I do?
-Should I learn to play the piano or the guitar?
-Explain photosynthesis in two sentences.
-Write a haiku about rain.
-Translate "good morning" into Spanish.
-Give me three names for a cat.
-List the planets of the solar system.
-Summarise the story of Cinderella.
-Tell me a joke.
-Who are you?""".splitlines()
-
-# %%
-QUESTIONS = [*FACTS, *OPEN]
-print(len(QUESTIONS), "questions")
+draw = random.Random(1)
+ASKED = draw.sample(select(facts(), telling="paraphrased"), 200)
+QUESTIONS = [fact.fill(draw.choice(fact.relation.questions)) for fact in ASKED]
+print(*QUESTIONS[:5], sep="\n")
 
 # %% [markdown]
-# The model gets the question and nothing else: no role, no instruction, no template. It continues
-# **greedily**, always with its most probable token, for 64 tokens at most.
-#
-# **Predict first.** How many of the 27 will it answer? What will it do with the others? And how many
+# **Predict first.** How many of the 200 will it answer? What will it do with the others? And how many
 # replies will it end by itself?
 
 
@@ -172,510 +241,491 @@ def ask(prompts, **how):
     """What the model writes after each prompt."""
     chats = [conversation(("user", prompt)) for prompt in prompts]
     ids = [prompt_ids(chat, tokenizer, template=False) for chat in chats]
-    return generate(model, tokenizer, ids, batch_size=27, **how)
+    return generate(model, tokenizer, ids, batch_size=50, max_new_tokens=100, **how)
+
+
+def read(replies, numbers):
+    """Print the first lines of some replies, without empty lines."""
+    for number in numbers:
+        lines = [line for line in replies[number].text.splitlines() if line.strip()]
+        print(f"{number}  {QUESTIONS[number]}\n{'-' * 60}")
+        print(*(line[:100] for line in lines[:6]), "", sep="\n")
 
 
 # %% tags=["measured"]
-def read(replies, numbers):
-    """Print some replies in full, without empty lines."""
-    for number in numbers:
-        text = re.sub(r"\n\s*", "\n", replies[number].text)
-        print(f"{number}  {QUESTIONS[number]}\n{'-' * 60}\n{text}\n")
-
-
-greedy = ask(QUESTIONS, max_new_tokens=64)
-read(greedy, (0, 1, 2, 9, 12, 16, 26))
+greedy = ask(QUESTIONS)
+sampled = ask(QUESTIONS, temperature=1.0, seed=1)
+read(greedy, range(6))
 
 # %% [markdown]
-# Read them as pages that begin with your question. Some are a quiz, some a list of exercises, some a forum
-# thread with several members, some somebody's profile. That they repeat themselves without end is partly the
-# fault of greedy decoding ([Holtzman et al. 2019](https://arxiv.org/abs/1904.09751)), so further down you
-# sample as well.
+# Read them as pages that begin with your question. That they repeat themselves is partly the fault of greedy
+# decoding ([Holtzman et al. 2019](https://arxiv.org/abs/1904.09751)). Sampled:
+
+# %% tags=["measured"]
+read(sampled, range(4))
 
 # %% [markdown]
 # ## Count it by kind
 #
-# Reading is not counting. Here are five kinds and the rules that sort a continuation into one of them. A
-# rule looks at the first sentence only, and the first rule that fits wins. They are crude on purpose: you
-# can read them in half a minute and see where they go wrong.
-
-# %%
-KINDS = ["answers", "repeats the question", "asks another question", "changes voice", "other"]
-LABEL = re.compile(r"\[?(user|question|answer|q|a)\b[^\n]{0,12}[]:]|[-*•]|[A-D1-9][.)]", re.I)
-EMPTY = re.compile("what|when|where|which|does|should|there|have|give|tell|many")
-
-
-# %%
-def kind(question, text):
-    """One of `KINDS`, told from the first sentence of a continuation."""
-    first = next(iter(sentences(text)), "")
-    own, asked = set(words(first)), set(words(question))
-    if own and own <= asked:  # no word that the question did not have
-        return "repeats the question"
-    if first.rstrip().endswith("?"):
-        return "asks another question"
-    if LABEL.match(first):  # such as [User 0001], or the first item of a list
-        return "changes voice"
-    if re.match(r"(I|My|We)\b", first) and not re.search(r"\b(are you|your)\b", question):
-        return "changes voice"  # somebody talks about themselves, unasked
-    content = {w for w in asked if len(w) > 3 and not EMPTY.fullmatch(w)} | {"answer", "i"}
-    return "answers" if content & own else "other"
-
-
-# %% [markdown]
-# "Answers" is generous: a statement that shares a word with the question, right or wrong, whatever comes
-# after it. Here is the beginning of every continuation (↵ is a line break) beside its verdict.
+# Reading is not counting. Here is the beginning of every tenth continuation (↵ is a line break) beside the
+# verdict of the rules.
 
 # %% tags=["measured"]
-verdicts = [kind(q, reply.text) for q, reply in zip(QUESTIONS, greedy, strict=True)]
-show.table(
-    [
-        {"": n, "question": q, "kind": verdict, "the model goes on": r.text[:80].replace("\n", "↵")}
-        for n, (q, verdict, r) in enumerate(zip(QUESTIONS, verdicts, greedy, strict=True))
-    ]
-)
+verdicts = [continuation(q, reply.text) for q, reply in zip(QUESTIONS, greedy, strict=True)]
+rows = []
+for n in range(0, 200, 10):
+    row = {"": n, "question": QUESTIONS[n], "kind": verdicts[n]}
+    rows.append(row | {"the model goes on": greedy[n].text.replace("\n", "↵")[:70]})
+show.table(rows)
+
 
 # %% [markdown]
-# Do you disagree? `print(greedy[16].text)` shows a continuation in full. Write your verdict below, run the
+# Do you disagree? `print(greedy[20].text)` shows a continuation in full. Write your verdict below, run the
 # cell, and all that follows counts with it.
 
 # %%
-disagree = {}  # for instance {15: "other", 26: "changes voice"}
+disagree = {}  # for instance {20: "other", 60: "posts"}
 
-# %% [markdown]
-# The same questions once more, now **sampled**: each token is drawn from the model's probabilities (at
-# temperature 0.7, a common setting; 48 tokens).
+
+# %%
+def compare(found, alt):
+    """Bars with 95 % Wilson intervals from {series: {label: [True or False per reply]}}."""
+    shares = {name: [100 * mean(v) for v in of.values()] for name, of in found.items()}
+    intervals = {
+        name: [[100 * x for x in wilson(sum(v), len(v))] for v in of.values()]
+        for name, of in found.items()
+    }
+    labels = list(next(iter(found.values())))
+    show.bars(labels, shares, intervals=intervals, xlabel="% (lines: 95 % intervals)", alt=alt)
+    plt.show()
+    for name, of in shares.items():
+        print(f"{name:<15}", ", ".join(f"{w}: {x:.0f} %" for w, x in zip(labels, of, strict=True)))
+
 
 # %% tags=["measured"]
-sampled = ask(QUESTIONS, max_new_tokens=48, temperature=0.7, seed=1)
-read(sampled, (0, 1, 4, 16, 18, 23))
-
-# %% tags=["measured"]
-runs = {
+found = {
+    "the web itself": list(on_the_web.elements()),
+    "sampled": [continuation(q, r.text) for q, r in zip(QUESTIONS, sampled, strict=True)],
     "greedy": [disagree.get(n, verdict) for n, verdict in enumerate(verdicts)],
-    "sampled": [kind(q, reply.text) for q, reply in zip(QUESTIONS, sampled, strict=True)],
 }
-counts = {name: [kinds.count(k) for k in KINDS] for name, kinds in runs.items()}
-for name, found in counts.items():
-    print(f"{name:<8}", ", ".join(f"{k}: {c}" for k, c in zip(KINDS, found, strict=True)))
-
-# %% tags=["measured"]
-shares = {name: [100 * c / len(QUESTIONS) for c in found] for name, found in counts.items()}
-intervals = {
-    name: [[100 * limit for limit in wilson(c, len(QUESTIONS))] for c in found]
-    for name, found in counts.items()
+kinds = {
+    name: {kind: [one == kind for one in of] for kind in CONTINUATIONS}
+    for name, of in found.items()
 }
-axis = "% of the questions (lines: 95 % Wilson intervals)"
-alt = (
-    "Bars: how often the base model answers, repeats, asks, changes voice, or does something else."
-)
-show.bars(KINDS, shares, intervals=intervals, xlabel=axis, alt=alt)
-plt.show()
-
-
-# %% tags=["measured"]
-def right_at_once(question, text):
-    """Does the first sentence state the expected fact?"""
-    first = next(iter(sentences(text)), "")
-    return not first.rstrip().endswith("?") and mentions(first, FACTS[question])
-
-
-facts = [right_at_once(q, reply.text) for q, reply in zip(FACTS, greedy, strict=False)]
-print(f"the first sentence states the right fact: {sum(facts)} of {len(FACTS)} (greedy)")
+compare(kinds, "Five kinds of continuation: on the web, sampled and greedy, much the same shares.")
+for name in ("greedy", "sampled"):
+    frequent = [kind for kind in CONTINUATIONS if mean(kinds[name][kind]) >= 0.05]
+    print(f"{name}: {len(frequent)} kinds of continuation with at least 5 % each")
 
 # %% [markdown]
-# The intervals are wide, for 27 questions are few. But one thing needs no larger sample: an answer is only
-# one of the things that can follow a question. The model is not *refusing*. A question may be followed by
-# the next one in a list of exercises, by a post in a forum, by somebody's story, and each of these is a good
-# continuation. Which of them you wanted is not in the text.
-
-# %% [markdown]
-# ## Who speaks next?
+# An answer is only one of the things that can follow a question. Sampled, the model does what its web does, in
+# nearly the same shares. It is not *refusing*, and it is not failing: each of these is a good continuation, and which of them you
+# wanted is not in the text.
 #
-# It is often said that a base model has "no idea who is talking", that the speaker is a coin flip every few
-# tokens. That can be measured. Here are six short transcripts of six lines each, the user first. In all of
-# them the user's lines open with a question word and the other's never do.
-
-# %% tags=["long"] reason="data"
-TRANSCRIPTS = [
-    "What is the capital of France? / Paris is the capital of France. "
-    "/ How many people live there? / About two million people live in the city. "
-    "/ Is it older than London? / Both cities were founded in Roman times.",
-    "How long should I boil an egg? / Seven minutes give a soft yolk. / What if I want it hard? "
-    "/ Then leave it in for ten minutes. / Do I put it in cold water afterwards? "
-    "/ Yes, cold water makes the egg easier to peel.",
-    "Why do cats purr? / They purr when they feel safe. / Do they also purr when they are hurt? "
-    "/ Some do, perhaps to calm themselves. / Can lions purr as well? "
-    "/ No, lions roar and cannot purr.",
-    "Can you recommend a tree for a small garden? / An apple tree stays small and gives fruit. "
-    "/ When should I plant it? / Late autumn is the best time. / How much water does it need? "
-    "/ One bucket a week in the first summer.",
-    "Where can I see the northern lights? / The north of Norway is a good place. "
-    "/ Which month is best? / The nights are long and clear in February. / Are they ever green? "
-    "/ Green is their most common colour.",
-    "Who invented the telephone? / Alexander Graham Bell got the patent in 1876. "
-    "/ Did anyone else try? / Elisha Gray filed his papers on the same day. "
-    "/ How did the first one work? / It turned sound into a changing current.",
-]
-TRANSCRIPTS = [transcript.split(" / ") for transcript in TRANSCRIPTS]
-
-# %% [markdown]
-# Each is given in three forms: as one **wall** of text, as **lines** without names, and as lines with
-# **names**. `script` also notes at which characters a turn is over.
-
-
-# %%
-def script(lines, form):
-    """The transcript as one text, and the character positions after each turn but the last."""
-    text, ends = "", []
-    for number, line in enumerate(lines):
-        name = f"{('User', 'Assistant')[number % 2]}: " if form == "names" else ""
-        text += name + line + ("" if form == "wall" else "\n")
-        ends.append(len(text))
-        text += " " if form == "wall" else ""
-    return text.rstrip(), ends[:-1]
-
-
-for form in ("wall", "lines", "names"):
-    print(f"--- {form}\n{script(TRANSCRIPTS[0][:3], form)[0]}\n")
-
-# %% [markdown]
-# A model that reads from left to right computes, in one forward pass, its expectation after *every* token.
-# So one pass per text is enough: pick out the positions where a turn is over.
-
-
-# %%
-START = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-
-
-def follows(text, ends=None):
-    """Probabilities of the next token after character positions: a tensor (positions, vocabulary).
-
-    Without `ends`, after every token.
-    """
-    found = encode(tokenizer, text)
-    token_at = {end: n + len(START) for n, (_, end) in enumerate(found.offsets)}
-    rows = [token_at[end] for end in (token_at if ends is None else ends)]
-    with torch.inference_mode():
-        ids = torch.tensor([START + found.ids], device=model.device)
-        hidden = model.base_model(input_ids=ids).last_hidden_state[0, rows]
-        return model.get_output_embeddings()(hidden).float().softmax(-1).cpu()
-
-
-# %%
-def first_ids(texts):
-    """The ids of the first tokens of some texts."""
-    return sorted({encode(tokenizer, text).ids[0] for text in texts})
-
-
-# %% [markdown]
-# What counts as "the user speaks next"? With names it is exact: the probability of the token `User` against
-# that of `Assistant`. Without names the model cannot say a name, so you look at the kind of line it expects:
-# the total probability of all words that open a question.
-#
-# **Predict first.** After the user's question the truth is 0, after the answer it is 1. Where do the three
-# forms lie? Which of them is near a coin flip?
-
-# %%
-OPENERS = ["What", "Why", "Who", "Where", "When", "Which", "How", "Is", "Are", "Was", "Were"]
-OPENERS += ["Do", "Does", "Did", "Can", "Could", "Should", "Would", "Will"]
-FIRST = {
-    "wall": first_ids(f" {word}" for word in OPENERS),
-    "lines": first_ids(OPENERS),
-    "user": first_ids(["User"]),
-    "assistant": first_ids(["Assistant"]),
-}
-
-
-# %%
-def user_next(lines, form):
-    """The probability that the user speaks next, after each turn but the last."""
-    p = follows(*script(lines, form))
-    if form != "names":
-        return p[:, FIRST[form]].sum(-1).tolist()
-    user, assistant = (p[:, FIRST[name]].sum(-1) for name in ("user", "assistant"))
-    return (user / (user + assistant)).tolist()
-
+# Greedy decoding always takes the most probable token. Then why does it not always do the same thing? Sort by
+# what the question is about:
 
 # %% tags=["measured"]
-next_user = {form: [user_next(t, form) for t in TRANSCRIPTS] for form in ("wall", "lines", "names")}
-truth = [0, 1, 0, 1, 0]
-fig, ax = show.figure(7, 3.4, alt="P(user next): wall flat and low, lines weak, names a zigzag.")
-ax.plot(range(1, 6), truth, "kD", markersize=9, fillstyle="none", label="truth")
-for (form, found), style in zip(next_user.items(), ("s:", "^--", "o-"), strict=True):
-    (line,) = ax.plot(range(1, 6), [mean(p) for p in zip(*found, strict=True)], style, label=form)
-    for p in found:
-        ax.plot(range(1, 6), p, style[0], color=line.get_color(), alpha=0.25, markersize=4)
-ax.axhline(0.5, color=show.PALETTE["masked"], linewidth=1)
-ax.text(5.15, 0.52, "coin", va="bottom", ha="center")
-ax.set_xticks(range(1, 6), ["1\nquestion", "2\nanswer", "3\nquestion", "4\nanswer", "5\nquestion"])
-ax.set(xlabel="after turn", ylabel="P(user next)")
-ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+topics = sorted({fact.relation.topic for fact in ASKED})
+of_topic = {
+    topic: [
+        k for k, fact in zip(found["greedy"], ASKED, strict=True) if fact.relation.topic == topic
+    ]
+    for topic in topics
+}
+matrix = [[mean(k == kind for k in of_topic[t]) for kind in CONTINUATIONS] for t in topics]
+alt = "Per topic of the question the share of each kind; most topics have one kind that leads."
+fig, ax = show.heat(matrix, [f"{t} ({len(of_topic[t])})" for t in topics], CONTINUATIONS, alt)
+ax.set_title("greedy: shares of the questions on a topic")
 plt.show()
 
 # %% [markdown]
-# Large marks are means, small ones the six transcripts. Only with names does the model follow the truth, and
-# that from the second turn on, once it has seen both names. The same in numbers from there on. **Bits** are how surprised the model is by the kind of
-# line that really comes: −log₂ of its probability. A coin is 1 bit, knowing is 0, and more than 1 is worse
-# than not knowing: sure of the wrong thing.
+# On the mini-web each topic has its usual kind of site, and the model has noticed. It does not continue "a
+# question". It continues the page on which such a question usually stands.
+#
+# ### Does it know the answer?
+#
+# Perhaps it does not answer because it does not know. Ask for the same facts as text: the model gets the start
+# of a sentence, and the value must be its greedy continuation.
 
 # %% tags=["measured"]
-rows = []
-for form, found in next_user.items():
-    of_truth = [p[n] if truth[n] else 1 - p[n] for p in found for n in range(1, 5)]
-    row = {"form": form}
-    row["P(user) after an answer"] = round(mean(p[n] for p in found for n in (1, 3)), 2)
-    row["P(user) after a question"] = round(mean(p[n] for p in found for n in (2, 4)), 2)
-    row["bits"] = round(mean(-math.log2(p) for p in of_truth), 2)
-    rows.append(row)
-bits = {row["form"]: row["bits"] for row in rows}
-show.table(rows, caption="P(the user speaks next) after turns 2 to 5")
-
-# %% [markdown]
-# So, is it a coin flip? Not quite, and the difference is worth knowing.
-#
-# - In the **wall** the two columns hardly differ: the model does not tell the boundaries apart. But it does
-#   not toss a coin either. Whoever was speaking, it expects a statement, and when the user's question comes
-#   it is surprised: more bits than a coin.
-# - **Lines** help a little: the columns part, and the bits come down to about a coin's. Here the saying fits.
-# - **Names** in plain text, no special token anywhere, and the doubt is gone. A base model is very good at
-#   continuing a script.
-#
-# (A user's line *can* be a statement, so without names this is a measure of the kind of line, and P(user) is
-# a little too low. With names it is exact.)
-#
-# What it lacks is not the ability to tell speakers apart. It lacks *the script*, and a side. Look at the
-# probabilities before they were normalised:
-
-# %% tags=["measured"]
-p = torch.stack([follows(*script(t, "names")) for t in TRANSCRIPTS]).mean(0)
-rows = []
-for turn in range(5):
-    user, assistant = (p[turn, FIRST[name]].sum().item() for name in ("user", "assistant"))
-    named = {"P(User)": user, "P(Assistant)": assistant, "P(anything else)": 1 - user - assistant}
-    rows.append({"after turn": turn + 1} | {key: f"{value:.3f}" for key, value in named.items()})
-writes_user = (p[1, FIRST["user"]].sum().item() + p[3, FIRST["user"]].sum().item()) / 2
-show.table(rows, caption="With names, mean over six transcripts")
-
-# %% [markdown]
-# The model writes *your* lines as readily as its own: after an answer, the next thing it would write is
-# `User`. And after the first turn, when only one name has been seen, it expects to see that one again. It
-# plays both parts, as the authors of scripts do. There is no "I" in it yet.
-#
-# Is it alternation that the model has picked up, or sense? The play on the train does not alternate.
-
-# %% tags=["measured"]
-play, ends = "", []
-for speaker, line in zip(SPEAKERS, LINES, strict=True):
-    play += f"{NAMES[speaker]}: {line}\n"
-    ends.append(len(play))
-p = follows(play.rstrip(), ends[:-1])
-nora, theo = (p[:, first_ids([name])].sum(-1) for name in NAMES.values())
-
-# %% tags=["measured"]
-guesses = "".join("N" if n > t else "T" for n, t in zip(nora, theo, strict=True))
-other = "".join("T" if s == "N" else "N" for s in SPEAKERS[:-1])
-truly = SPEAKERS[1:]
-print(f"author            {truly}\nmodel             {guesses}\nthe other speaks  {other}\n")
-pairs = {
-    "the model is right": (guesses, truly),
-    "'the other speaks' is right": (other, truly),
-    "the model says the other": (guesses, other),
+told = select(facts(), telling="paraphrased")
+print(f"for instance: {told[0].fill(told[0].relation.prefix)!r} -> {told[0].value!r}")
+known = {
+    "completes the sentence": completes(model, tokenizer, told),
+    "asked: first sentence right, greedy": [
+        states(r.text, f) for r, f in zip(greedy, ASKED, strict=True)
+    ],
+    "the same, sampled": [states(r.text, f) for r, f in zip(sampled, ASKED, strict=True)],
 }
-for name, (a, b) in pairs.items():
-    print(f"{name:<30}{sum(x == y for x, y in zip(a, b, strict=True))} of {len(b)}")
+compare({"": known}, "It completes nearly all facts as text; asked, it states a fraction of them.")
 
 # %% [markdown]
-# Compare the first two counts. Names tell the model whose line it is *reading*. About the line to come,
-# mostly it just names the other one (third count), which a rule without any model does as well. A chat
-# template makes turns alternate, so that this is enough.
-
-# %% [markdown]
-# ### Every few tokens?
+# It knows. The knowledge comes out where a text would tell it, and far less often where you ask for it. Keep
+# this picture: the gap in it is what fine-tuning has to work with, and lecture 09 measures how much of it closes.
 #
-# The other half of the saying: does the doubt come every few tokens? At each token of a transcript in lines,
-# how probable is a line break, that is, the end of the turn?
-
-# %% tags=["measured"]
-BREAKS = [ids[0] for n in range(1, 5) if len(ids := encode(tokenizer, "\n" * n).ids) == 1]
-text, _ = script(TRANSCRIPTS[1][:4], "lines")
-over = follows(text)[:, BREAKS].sum(-1).tolist()
-tokens = [text[a:b] for a, b in encode(tokenizer, text).offsets]
-kept = [n for n, token in enumerate(tokens) if token.strip()]
-fig, ax = show.figure(
-    9, 2.6, alt="P(line break) per token: high at sentence ends, near 0 elsewhere."
-)
-last = [tokens[n + 1 : n + 2] in (["\n"], []) for n in kept]
-colours = [show.PALETTE["tuned" if end else "base"] for end in last]
-ax.bar(range(len(kept)), [over[n] for n in kept], color=colours, edgecolor="black", linewidth=0.5)
-ax.set_xticks(range(len(kept)), [tokens[n].strip() for n in kept], rotation=90)
-ax.set_ylabel("P(line break next)")
-plt.show()
-
-# %% tags=["measured"]
-at_end, inside = [], []
-for lines in TRANSCRIPTS:
-    text, _ = script(lines, "lines")
-    tokens = [text[a:b] for a, b in encode(tokenizer, text).offsets]
-    for n, p in enumerate(follows(text)[:, BREAKS].sum(-1).tolist()):
-        if tokens[n].strip():
-            (at_end if tokens[n + 1 : n + 2] in (["\n"], []) else inside).append(p)
-print(f"P(line break): mean {mean(at_end):.2f} at the {len(at_end)} ends of turns,")
-print(f"               mean {mean(inside):.3f} at the {len(inside)} other tokens")
-
-# %% [markdown]
-# No: inside a sentence the question hardly arises (pale bars). It arises at the end of the sentence (dark
-# bars), and there it has two parts: is this turn over, and who is next? In lines of one sentence the first
-# part is easy. A real reply has many sentences, which brings up the third thing.
-
-# %% [markdown]
-# ## Nothing ends the reply
-#
-# **Predict first.** How many of the 27 greedy replies did the model end by itself within 64 tokens? How many
-# of the sampled ones?
+# ### And how many ended?
 
 # %% tags=["measured"]
 for name, replies in {"greedy": greedy, "sampled": sampled}.items():
     stopped = sum(reply.stopped for reply in replies)
     low, high = wilson(stopped, len(replies))
-    print(f"{name:<8} {stopped} of {len(replies)} stopped (95 %: {low:.0%} to {high:.0%})")
+    print(f"{name:<8} {stopped} of {len(replies)} ended (95 %: {low:.1%} to {high:.1%})")
 
 # %% [markdown]
-# Counts out of 27 are coarse, so look at the probabilities. Two tokens could end a
-# reply: the tokenizer's end of text, and the end of turn that this model's *instruct* siblings use. Where
-# would they be expected most? After a sentence. So: after every sentence of the model's own replies, and
-# after the last sentence of 24 finished answers, good ones, from this course's own conversations.
-
-# %% tags=["measured"]
-FAMILY = family_for(BASE, tokenizer)
-END = {"end of text": tokenizer.eos_token, "end of turn": FAMILIES[FAMILY].stop}
-END = {name: tokenizer.convert_tokens_to_ids(token) for name, token in END.items()}
-print({name: tokenizer.convert_ids_to_tokens(number) for name, number in END.items()})
-after = {"its own sentences": [], "finished answers": []}
-for question, reply in zip(QUESTIONS, greedy, strict=True):
-    text = question + tokenizer.decode(reply.ids)
-    possible = {end for _, end in encode(tokenizer, text).offsets}
-    found = [m.end() for m in re.finditer(r"[.!?](?=\s)", text) if m.end() > len(question)]
-    if ends := [end for end in found if end in possible]:
-        after["its own sentences"].append(follows(text, ends))
-
-# %% tags=["measured"]
-single = [c for c in load_conversations("../data/conversations.jsonl") if len(c) == 2]
-short = [c for c in single if len(c[0].content) + len(c[1].content) < 300][:24]
-for chat in short:
-    text = f"{chat[0].content}\n\n{chat[1].content}"
-    after["finished answers"].append(follows(text, [len(text)]))
-print(f"{len(short)} answers, for instance:\n\n{short[0][0].content}\n\n{short[0][1].content}")
+# None: the model wrote until it was cut off. More on this below.
 
 # %% [markdown]
-# For comparison, eight small *documents* that are over: files, a letter, a tale.
+# ## The same of a real base
+#
+# How much of this is the mini-web's doing? Here is `gemma-3-270m`, a real base of 268 million parameters, with
+# 27 everyday questions. It is too large to run in every lecture, so this is a **record**: what the command below
+# measured on the machine below. (The packaged weights were rounded to 4 bits and are unpacked there. Every
+# number is about this checkpoint, not about the original or about larger models. To run the live cells on
+# another base, set `COURSE_BASE`; to record one, put its name into the command.)
 
-# %% tags=["long"] reason="data"
-DOCUMENTS = {
-    "JSON file": '{\n  "name": "course",\n  "version": "1.0"\n}\n',
-    "C file": '#include <stdio.h>\n\nint main() {\n    printf("Hello\\n");\n    return 0;\n}\n',
-    "JavaScript file": "function double(x) {\n  return 2 * x;\n}\n\nmodule.exports = double;\n",
-    "SQL file": "CREATE TABLE cats (\n    id INTEGER PRIMARY KEY,\n    name TEXT\n);\n",
-    "shell script": "#!/bin/bash\nset -e\nmake clean\nmake all\n",
-    "web page": "<html>\n<body>\n<p>Water boils at 100 degrees.</p>\n</body>\n</html>\n",
-    "letter": (
-        "Dear Anna,\n\nThank you for your letter. I will visit you on Sunday.\n\n"
-        "Yours sincerely,\nTom"
-    ),
-    "fairy tale": (
-        "Once upon a time a little fox found a red ball. He played with it all day. "
-        "In the evening he went home and fell asleep.\n\nThe End."
-    ),
-}
+# %%
+real = json.loads(Path("../data/recorded/base_gemma-3-270m.json").read_text(encoding="utf-8"))
+print(real["command"])
+print(", ".join(f"{what} {value}" for what, value in real["hardware"].items()))
+asked = list(real["questions"])
+replies = {name: [r["text"] for r in run["replies"]] for name, run in real["runs"].items()}
 
 # %% [markdown]
-# **Predict first.** Has this model learned to stop anywhere at all?
+# Real pages need other rules. The five kinds are now: **answers**, a statement that shares a word with the
+# question; **repeats the question**; **asks another question**; **changes voice**, which is a list, a label or
+# somebody's life story; and **other**. `print(inspect.getsource(kind))` shows how they are told.
 
-# %% tags=["measured"]
-after["finished documents"] = [follows(text, [len(text)]) for text in DOCUMENTS.values()]
-p_end = {
-    (place, name): torch.cat(p)[:, number].tolist()
-    for place, p in after.items()
-    for name, number in END.items()
-}
+# %%
 rows = []
-for (place, name), p in p_end.items():
-    row = {"after": place, "token": name, "places": len(p), "median P": f"{median(p):.1e}"}
-    rows.append(row | {"largest P": f"{max(p):.1e}", "P above 1/2": sum(x > 0.5 for x in p)})
+for n, (question, text) in enumerate(zip(asked, replies["greedy"], strict=True)):
+    row = {"": n, "question": question, "kind": kind(question, text)}
+    rows.append(row | {"goes on (greedy)": text.strip().replace("\n", "↵")[:70]})
 show.table(rows)
 
+
+# %%
+of_real = {}
+for name in ("greedy", "sampled"):
+    found_here = [kind(*x) for x in zip(asked, replies[name], strict=True)]
+    of_real[name] = {k: [one == k for one in found_here] for k in turns.KINDS}
+compare(of_real, "The real base: all five kinds occur, and answers are about a quarter.")
+
+
+# %%
+def right_at_once(question, text):
+    """Does the first sentence state the fact that the record expects?"""
+    first = next(iter(sentences(text)), "")
+    return not first.rstrip().endswith("?") and mentions(first, real["questions"][question])
+
+
+checkable = [n for n, question in enumerate(asked) if real["questions"][question]]
+right = sum(right_at_once(asked[n], replies["greedy"][n]) for n in checkable)
+print(f"the first sentence states the right fact: {right} of {len(checkable)} (greedy)")
+for name in ("greedy", "sampled"):
+    ended = sum(reply["stopped"] for reply in real["runs"][name]["replies"])
+    print(
+        f"{name}: {ended} of {len(asked)} ended within {real['runs'][name]['max_new_tokens']} tokens"
+    )
+
+# %% [markdown]
+# The intervals are wide, for 27 questions are few (and these were sampled at temperature 0.7). But the pattern
+# is the mini-web's: several kinds, answers among them, and no end. Here nobody decided what follows a question.
+# It is what follows on the real web: the next question of an exercise, a post in a forum, somebody's story.
+
+# %% [markdown]
+# ## Who speaks next?
+#
+# It is often said that a base model has "no idea who is talking", that the speaker is a coin flip every few
+# tokens. That can be measured. Take transcripts of six lines, the user first, in which the user's lines open
+# with a question word and the other's never do. Each is given in three forms: as one **wall** of text, as
+# **lines** without names, and as lines with **names**.
+
+# %%
+for form in turns.FORMS:
+    print(f"--- {form}\n{turns.script(real['transcripts'][0][:3], form)[0]}\n")
+
+# %% [markdown]
+# A model that reads from left to right computes its expectation after *every* token, in one forward pass. So
+# one pass per transcript is enough: pick out the positions where a turn is over.
+
+# %%
+print(inspect.getsource(follows))
+
+# %% [markdown]
+# What counts as "the user speaks next"? With names it is exact: the probability of the first token of `User`
+# against that of `Assistant`. Without names the model cannot say a name, so `speakers_next` adds up the
+# probabilities of all words that open a question.
+#
+# **Predict first.** After the user's question the truth is 0, after the answer it is 1. Where do the three
+# forms lie? Which of them is near a coin flip? First the recorded real base.
+
+# %%
+TRUTH = [0, 1, 0, 1, 0]
+
+
+def draw_next(next_user, alt):
+    fig, ax = show.figure(7, 3.2, alt=alt)
+    xs = range(1, 6)
+    ax.plot(xs, TRUTH, "kD", markersize=9, fillstyle="none", label="truth")
+    for (form, found), style in zip(next_user.items(), ("s:", "^--", "o-"), strict=True):
+        (line,) = ax.plot(xs, torch.tensor(found).mean(0), style, label=form)
+        ax.plot(xs, torch.tensor(found).T, style[0], color=line.get_color(), alpha=0.2, ms=4)
+    ax.axhline(0.5, color=show.PALETTE["masked"], linewidth=1)
+    ax.set_xticks(xs, [f"{x}\n{'question' if x % 2 else 'answer'}" for x in xs])
+    ax.set(xlabel="after turn", ylabel="P(user next)")
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+# %%
+next_real = {
+    form: [user_next(pairs) for pairs in transcripts]
+    for form, transcripts in real["speakers_next"].items()
+}
+draw_next(next_real, "The real base: the wall flat and low, lines weak, names a zigzag.")
+plt.show()
+
+
+# %%
+def surprise(next_user):
+    """Rows of a table: P(user next) after turns 2 to 5, and the surprise in bits."""
+    for form, found in next_user.items():
+        of_truth = [p[n] if TRUTH[n] else 1 - p[n] for p in found for n in range(1, 5)]
+        yield {
+            "form": form,
+            "after an answer": round(mean(p[n] for p in found for n in (1, 3)), 2),
+            "after a question": round(mean(p[n] for p in found for n in (2, 4)), 2),
+            "bits": round(mean(-math.log2(p) for p in of_truth), 2),
+        }
+
+
+show.table(surprise(next_real), caption="gemma-3-270m: P(the user speaks next) after turns 2 to 5")
+
+# %% [markdown]
+# Large marks are means, small ones the transcripts. **Bits** are how surprised the model is by the kind of line
+# that really comes: −log₂ of its probability. A coin is 1 bit, knowing is 0, and more than 1 is worse than not
+# knowing: sure of the wrong thing. So, is it a coin flip?
+#
+# - In the **wall** the two columns hardly differ: the model does not tell the boundaries apart. But it does
+#   not toss a coin either. Whoever was speaking, it expects a statement, and a question surprises it.
+# - **Lines** help a little, and bring the bits down to about a coin's. Here the saying fits.
+# - **Names** in plain text, no special token anywhere, and from the second turn on the doubt is gone. A base
+#   model is very good at continuing a script.
+#
+# (A user's line *can* be a statement, so without names P(user) is a little too low. With names it is exact.)
+# And *every few tokens*? The doubt would show in the probability of a line break, which ends the turn:
+
+# %%
+for place, p in real["break_next"].items():
+    print(f"P(line break) {place}: mean {mean(p):.3f} ({len(p)} tokens)")
+
+# %% [markdown]
+# No: inside a sentence the question hardly arises.
+#
+# Now `course-base`, live. Its web has no chats between users and assistants, but it has quizzes in which `Q:`
+# and `A:` take turns. So it gets twenty transcripts of three questions and answers about its own facts.
+
+# %%
+OPENERS = set(turns.OPENERS)
+plain = [fact for fact in told if fact.question.split()[0] in OPENERS]
+plain = [fact for fact in plain if fact.answer.split()[0] not in OPENERS]
+draw = random.Random(4)
+quizzes = [
+    [line for fact in draw.sample(plain, 3) for line in (fact.question, fact.answer)]
+    for _ in range(20)
+]
+print(turns.script(quizzes[0], "names", ("Q", "A"))[0])
+
 # %% tags=["measured"]
-fig, ax = show.figure(7.5, 3, alt="P(end) per place on a log axis; high only after documents.")
-for row, ((_, name), p) in enumerate(p_end.items()):
-    colour = show.PALETTE["tuned" if name == "end of text" else "special"]
-    ax.plot(p, [row] * len(p), "o" if name == "end of text" else "x", color=colour, alpha=0.6)
-labels = [f"{place}: {name}" for place, name in p_end]
-ax.axvline(1 / model.config.vocab_size, color=show.PALETTE["masked"], linestyle="--")
-ax.text(1 / model.config.vocab_size, -0.75, "one in the vocabulary", ha="center")
-ax.set(xscale="log", xlabel="probability that the next token ends it", yticks=range(len(labels)))
-ax.set_yticks(range(len(labels)), labels)
-ax.invert_yaxis()
+pairs = {
+    form: [speakers_next(model, tokenizer, quiz, form, ("Q", "A")) for quiz in quizzes]
+    for form in turns.FORMS
+}
+next_here = {form: [user_next(p) for p in found] for form, found in pairs.items()}
+draw_next(next_here, "course-base on quizzes: wall and lines off the truth, names a zigzag.")
 plt.show()
 
 # %% tags=["measured"]
-for name, p in zip(DOCUMENTS, p_end["finished documents", "end of text"], strict=True):
+show.table(surprise(next_here), caption=f"{BASE}: P(the asker speaks next) after turns 2 to 5")
+
+# %% tags=["measured"]
+foreign = [speakers_next(model, tokenizer, lines, "names") for lines in real["transcripts"]]
+(row,) = surprise({"names": [user_next(p) for p in foreign]})
+print(f"the real base's transcripts, User and Assistant: {row['bits']} bits")
+
+# %% [markdown]
+# Without names it is surer than the real base, and surer of the wrong thing: on its pages a statement is mostly
+# followed by a statement, and a question by posts or more questions. With names it is certain. (It has never
+# read `User:`. On the real base's transcripts those names still help, but less.)
+#
+# What both lack is not the ability to tell speakers apart. They lack *the script*, and a side. Look at the
+# probabilities of the names before they were normalised:
+
+# %% tags=["measured"]
+rows = []
+for turn in range(5):
+    row = {"after turn": turn + 1}
+    for who, found, (a, b) in (
+        ("real base", real["speakers_next"]["names"], ("User", "Assistant")),
+        (BASE, pairs["names"], ("Q", "A")),
+    ):
+        row[f"{who}: P({a})"] = f"{mean(p[turn][0] for p in found):.3f}"
+        row[f"P({b})"] = f"{mean(p[turn][1] for p in found):.3f}"
+    rows.append(row)
+show.table(rows, caption="With names, means over the transcripts")
+
+# %% [markdown]
+# Both write *your* lines as readily as their own: after an answer, what they would most likely write next is the
+# name of whoever asks. They play both parts, as the authors of scripts do. There is no "I" in it yet.
+
+# %% [markdown]
+# ## Nothing ends the reply
+#
+# No reply ended. Counts are coarse, so look at the probabilities. Two tokens could end a reply: the tokenizer's
+# end of text, and the end of turn of the chat template that lecture 08 will train. They should be expected most
+# where something is over. **Predict first:** after a sentence, a finished answer, a finished page, what
+# probability does each get? By chance, one of 4,096 tokens would have 2·10⁻⁴.
+
+# %% tags=["measured"]
+FAMILY = family_for(BASE, tokenizer)
+END = turns.end_tokens(tokenizer, FAMILY)
+print({name: tokenizer.convert_ids_to_tokens(number) for name, number in END.items()})
+unseen = [page for _, page in web[:100]]
+answered = [f"{fact.question}\n{fact.answer}" for fact in ASKED[:100]]
+places = {
+    "its own sentences": [
+        turns.sentence_ends(tokenizer, question, tokenizer.decode(reply.ids))
+        for question, reply in zip(QUESTIONS, greedy, strict=True)
+    ],
+    "finished answers": [(text, [len(text)]) for text in answered],
+    "finished pages": [(page, [len(page)]) for page in unseen],
+}
+
+
+# %%
+def draw_ends(p_end, vocabulary, alt):
+    fig, ax = show.figure(7.5, 2.8, alt=alt)
+    rows = [(place, name, p) for place, of in p_end.items() for name, p in of.items()]
+    for row, (_, name, p) in enumerate(rows):
+        style = "o" if name == "end of text" else "x"
+        colour = show.PALETTE["tuned" if name == "end of text" else "special"]
+        ax.plot(p, [row] * len(p), style, color=colour, alpha=0.5)
+    ax.axvline(1 / vocabulary, color=show.PALETTE["masked"], linestyle="--")
+    ax.text(1 / vocabulary, -0.75, "one in the vocabulary", ha="center")
+    ax.set(xscale="log", xlabel="probability that the next token ends it")
+    ax.set_yticks(range(len(rows)), [f"{place}: {name}" for place, name, _ in rows])
+    ax.invert_yaxis()
+
+
+# %% tags=["measured"]
+after = {place: expected_after(model, tokenizer, texts) for place, texts in places.items()}
+p_end = {
+    place: {name: p[:, number].tolist() for name, number in END.items()}
+    for place, p in after.items()
+}
+draw_ends(p_end, model.config.vocab_size, "P(end) of course-base: tiny at every place.")
+plt.show()
+
+# %% tags=["measured"]
+SPECIAL = [tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)]
+print(f"P(any of {len(SPECIAL)} special tokens):")
+for place, p in after.items():
+    of_any = p[:, SPECIAL].sum(-1)
+    print(f"{place:<18} median {of_any.median():.0e}, largest {of_any.max():.0e}")
+drawn = [number for reply in sampled for number in reply.ids]
+print(f"{sum(number in SPECIAL for number in drawn)} of {len(drawn):,} sampled tokens are special")
+
+# %% [markdown]
+# **Nothing can end it.** No special token comes near even chance, at any place, and not because the model thinks
+# that there is more to say. None of these tokens ever stood on a page. Cross-entropy raises the token that came
+# and, through the softmax, lowers all others, at every position of the pretraining. A token that never comes is
+# only ever lowered. (Sampling draws one by accident now and then, in the middle of a word as well as at an end.)
+#
+# That leaves a trace in the weights. Each token has a row in the embedding matrix (here the same row serves
+# for reading the token and for predicting it). The cosine of two rows is 1 if they point the same way. **Predict
+# first:** how alike are five special tokens, five characters that no page holds, and five frequent tokens?
+
+# %% tags=["measured"]
+SEEN = [" the", " is", " of", ".", " capital"]
+NEVER = ["#", "@", "£", "~", "&"]
+texts = [*special_tokens(tokenizer)[1:6], *NEVER, *SEEN]
+rows = torch.stack(
+    [model.get_input_embeddings().weight[encode(tokenizer, t).ids[0]] for t in texts]
+)
+unit = torch.nn.functional.normalize(rows.detach().float(), dim=-1).cpu()
+assert not any(character in page for _, page in web for character in NEVER)
+alt = "Cosines of embedding rows: never-seen rows form one dark block, words are unlike each other."
+fig, ax = show.heat(unit @ unit.T, texts, texts, alt)
+plt.show()
+
+# %% [markdown]
+# The dark block is every row for which pretraining never had a use. All were pushed the same way for the same
+# reason, and ended up as nearly one vector: being special makes no difference, having been seen does. So
+# `<|im_start|>` and `<|im_end|>` are two names without two meanings. The markers of a chat template are in the
+# vocabulary and not yet in the model. Fine-tuning has to train these rows; lecture 08 does.
+#
+# What does the model expect instead, after a finished page?
+
+# %% tags=["measured"]
+expected = after["finished pages"].mean(0)
+values, numbers = expected.topk(6)
+for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+    print(f"{value:6.1%}  {tokenizer.decode([number])!r}")
+(further,) = ask([unseen[4]])
+print("-" * 60, unseen[4], further.text, sep="\n")
+
+# %% [markdown]
+# Line breaks, and then the next page. The page is over, and the text is not.
+#
+# The real base was pretrained in the usual way, with an end-of-text token between documents (for GPT-3:
+# [Brown et al. 2020](https://arxiv.org/abs/2005.14165), appendix B). So it had where to learn an end. **Predict
+# first:** does it use it after an answer? The places: the sentences of its own replies, 24 finished answers from
+# this course's conversations, and eight small documents that are over, such as files, a letter and a tale.
+
+# %%
+print("the two tokens:", real["ends"]["tokens"])
+draw_ends(
+    real["ends"]["p"],
+    real["vocabulary"],
+    "P(end) of the real base: high after some documents, low after answers, no end of turn at all.",
+)
+plt.show()
+
+# %%
+over = real["ends"]["p"]["finished documents"]["end of text"]
+for name, p in zip(real["documents"], over, strict=True):
     print(f"{name:<16} P(end of text) = {p:.3f}")
-per_sentence = mean(p_end["its own sentences", "end of text"])
-print(f"\nchance that one of ten sentences ends its own reply: {1 - (1 - per_sentence) ** 10:.1%}")
+ends = real["ends"]["p"]["finished answers"]
+print(f"\nfinished answers: median P(end of text) = {median(ends['end of text']):.0e}")
+print(f"                  median P(end of turn) = {median(ends['end of turn']):.0e}")
+print(f"                  P(line break)         = {real['ends']['line_break_after_answers']:.2f}")
 
 # %% [markdown]
 # This picture is the whole reason for the course.
 #
-# - **The model can stop.** After some finished files it is nearly certain of the end of text. It was graded
-#   there: pretraining separates documents by an end-of-text token (for GPT-3:
-#   [Brown et al. 2020](https://arxiv.org/abs/2005.14165), appendix B), so the model learned what the end of a
-#   document looks like.
+# - **A base can stop where its texts did.** After some finished files the real one is nearly certain of the end
+#   of text. It was graded there.
 # - **It does not stop after an answer.** A finished answer is not a finished document. On the page that it
 #   stood on, another post came next, another exercise, a footer. Pretraining never graded an end there.
-# - **The end of turn is not merely improbable.** It lies many orders of magnitude below the dashed line,
-#   where a model would put it that knew nothing at all. The simplest explanation is that in pretraining this
-#   token never came next, and that the model learned just that: Gemma's documentation lists it among the
-#   [tokens of instruction tuning](https://ai.google.dev/gemma/docs/core/prompt-structure).
-#
-# What does the model expect instead, after those 24 finished answers?
-
-# %% tags=["measured"]
-expected = torch.cat(after["finished answers"]).mean(0)
-values, numbers = expected.topk(8)
-names = [repr(tokenizer.decode([number])) for number in numbers.tolist()]
-show.bars(
-    names,
-    [100 * value for value in values.tolist()],
-    xlabel="% (mean over 24 finished answers)",
-    alt="The eight most probable tokens after a finished answer; line breaks lead.",
-)
-plt.show()
-print(f"line break: {expected[BREAKS].sum():.0%}, end of text: {expected[END['end of text']]:.2%}")
-
-# %% [markdown]
-# A new line, or one more sentence. The answer is over for you, and the text is not over for the model.
-# (`<start_of_image>`, if it is among them, is another special token. This base does expect it in running
-# text: not every special token of a base is as unlikely as its end of turn.)
+# - **The end of turn is not merely improbable.** In both models it lies orders of magnitude below the dashed
+#   line, where a model would put it that knew nothing at all. Of `course-base` you know why: no page held it.
+#   For the real base the same explanation is the simplest: Gemma's documentation lists its token among those of
+#   [instruction tuning](https://ai.google.dev/gemma/docs/core/prompt-structure).
 
 # %% [markdown]
 # ## Does prompting fix it?
 #
-# "Why not just instruct the base better?" It is a fair question. Three prompts for the same 27 questions:
-# the bare question, an instruction, and three examples to imitate (a **few-shot** prompt).
+# "Why not just instruct the base better?" It is a fair question. Three prompts for the same 200 questions: the
+# bare question, an instruction, and three examples to imitate (a **few-shot** prompt). The examples look like
+# the mini-web's quizzes.
 
 # %%
-INSTRUCTION = "You are a helpful assistant. Answer the question in one sentence, then stop.\n\n"
-SHOTS = """Q: What do bees make?
-A: Bees make honey.
-
-Q: How do I clean a window?
-A: Wash it with soapy water and dry it with a soft cloth.
-
-Q: Name a river in Egypt.
-A: The Nile.
-
-"""
-PROMPTS = {"bare": "{}", "instruction": INSTRUCTION + "{}\n\n", "few-shot": SHOTS + "Q: {}\nA:"}
+INSTRUCTION = real["runs"]["instruction"]["prompt"]
+draw = random.Random(3)
+shots = draw.sample([fact for fact in plain if fact not in ASKED], 3)
+SHOTS = "".join(f"Q: {fact.question}\nA: {fact.answer}\n\n" for fact in shots)
+PROMPTS = {"bare": "{}", "instruction": INSTRUCTION, "few-shot": SHOTS + "Q: {}\nA:"}
+print(PROMPTS["few-shot"].format(QUESTIONS[0]))
 
 # %% [markdown]
 # **Predict first.** Which prompt gives most answers? Which of them makes the model stop?
@@ -683,63 +733,64 @@ PROMPTS = {"bare": "{}", "instruction": INSTRUCTION + "{}\n\n", "few-shot": SHOT
 # %% tags=["measured"]
 prompted = {"bare": greedy}
 for name in ("instruction", "few-shot"):
-    prompted[name] = ask([PROMPTS[name].format(q) for q in QUESTIONS], max_new_tokens=48)
-for name in ("instruction", "few-shot"):
+    prompted[name] = ask([PROMPTS[name].format(q) for q in QUESTIONS])
     print(f"=== {name}\n")
-    read(prompted[name], (1, 8, 12, 26))
+    read(prompted[name], (0, 1))
+
 
 # %% tags=["measured"]
-measures = {
-    "makes a statement": lambda q, r: kind(q, r.text) in ("answers", "other"),
-    "right fact at once (of 12)": lambda q, r: right_at_once(q, r.text) if q in FACTS else None,
-    "writes a question": lambda q, r: "?" in r.text,
-    "stops": lambda q, r: r.stopped,
-}
-found, shares, intervals = {}, {}, {}
-for name, replies in prompted.items():
-    pairs = list(zip(QUESTIONS, replies, strict=True))
-    found[name] = [[v for q, r in pairs if (v := of(q, r)) is not None] for of in measures.values()]
-    shares[name] = [100 * mean(values) for values in found[name]]
-    intervals[name] = [[100 * x for x in wilson(sum(v), len(v))] for v in found[name]]
-
-# %% tags=["measured"]
-alt = "Three prompts: with examples the model makes statements; with none of them does it stop."
-show.bars(list(measures), shares, intervals=intervals, xlabel="% of the replies", alt=alt)
-plt.show()
-
-# %% tags=["measured"]
-for name in prompted:
-    numbers = ", ".join(f"{m}: {s:.0f} %" for m, s in zip(measures, shares[name], strict=True))
-    print(f"{name:<12}{numbers}")
-turned = sum("\nQ:" in reply.text for reply in prompted["few-shot"])
-print(f"\nfew-shot replies that open the user's next turn with 'Q:': {turned} of {len(QUESTIONS)}")
-print("tokens in front of every question:", len(encode(tokenizer, SHOTS).ids))
+of_course = {}
+for name, written in prompted.items():
+    three = list(zip(QUESTIONS, ASKED, written, strict=True))
+    of_course[name] = {
+        "makes a statement": [continuation(q, r.text) in ("answers", "other") for q, _, r in three],
+        "right fact at once": [states(r.text, fact) for _, fact, r in three],
+        "writes a question": ["?" in r.text for r in written],
+        "stops": [r.stopped for r in written],
+    }
+compare(of_course, "Three prompts: examples bring more facts out; no prompt makes it stop.")
 
 # %% [markdown]
-# The honest account, with the numbers above:
+# And the recorded real base, with its 27 questions and the examples that stand here:
+
+# %%
+print(real["runs"]["few-shot"]["prompt"].format(asked[1]))
+of_real = {}
+for name, run in (("bare", "greedy"), ("instruction", "instruction"), ("few-shot", "few-shot")):
+    both = list(zip(asked, replies[run], strict=True))
+    of_real[name] = {
+        "makes a statement": [kind(q, text) in ("answers", "other") for q, text in both],
+        "right fact (of 12)": [right_at_once(*both[n]) for n in checkable],
+        "writes a question": ["?" in text for _, text in both],
+        "stops": [reply["stopped"] for reply in real["runs"][run]["replies"]],
+    }
+compare(of_real, "The real base: examples bring statements; no prompt makes it stop.")
+
+# %% [markdown]
+# The honest account:
 #
-# - The **instruction** does not help this model: fewer statements, more questions. One reading is that the text
-#   now looks like a worksheet, and worksheets go on with more questions.
-# - The **examples** do help, a lot. Far more replies make a statement, and more facts are right: some of the
-#   knowledge was there, and the script brings it out. One study finds that large base models with a few
-#   well-written examples match tuned ones ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)), a later one
-#   that they stay behind ([Zhao et al. 2024](https://arxiv.org/abs/2405.19874)).
-# - **No prompt makes it stop.** With examples it writes the answer, and then your next question, and answers
+# - The **instruction** helps neither. The real base makes fewer statements and asks more questions; perhaps the
+#   text now looks like a worksheet. `course-base` makes more statements and fewer right ones: it takes the
+#   instruction for the end of a page, and begins another.
+# - The **examples** help both. Some of the knowledge was there, and the script brings it out, though far from all
+#   that `course-base` completes as text. One study finds that large base models with a few well-written examples
+#   match tuned ones ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)), a later one that they stay behind
+#   ([Zhao et al. 2024](https://arxiv.org/abs/2405.19874)).
+# - **No prompt makes them stop.** With examples they write the answer, and then your next question, and answer
 #   that too.
 #
-# The usual remedy is to cut at the string that opens the next turn:
+# The usual remedy is to cut at the string that opens the next turn. The real base:
 
-# %% tags=["measured"]
+# %%
 for number in (1, 6, 7, 12, 26):
-    text = prompted["few-shot"][number].text
-    print(f"{QUESTIONS[number]:<38} {text.split(chr(10) + 'Q:')[0].strip()}")
+    text = replies["few-shot"][number]
+    print(f"{asked[number]:<45} {text.split(chr(10) + 'Q:')[0].strip()}")
 
 # %% [markdown]
-# That is a hand-made end of turn, and a working one for single short answers. Its limits are the subject of
-# the lectures that follow: an answer that itself contains a line with `Q:` is cut in two; the examples are
-# paid for in front of every question; they leak (who is it, in the last line, and what stood in the first
-# example?); and the model is on no side. Supervised fine-tuning (SFT) puts the script into the weights, and
-# grades its end.
+# That is a hand-made end of turn, and a working one for single short answers. Its limits: an answer that itself
+# contains a line with `Q:` is cut in two; the examples are paid for in front of every question; they leak (who
+# is it, in the last line, and what stood in the first example?); and the model is on no side. Supervised
+# fine-tuning (SFT) puts the script into the weights, and grades its end.
 
 # %% [markdown]
 # > ## Common bug: the base checkpoint, loaded by mistake
@@ -754,7 +805,8 @@ for number in (1, 6, 7, 12, 26):
 chat = conversation(("user", "What is the boiling point of water?"))
 prompt = render(chat, FAMILY, add_generation_prompt=True).text
 prompt = prompt.removeprefix(tokenizer.bos_token or "")
-(reply,) = generate(model, tokenizer, [START + encode(tokenizer, prompt).ids], max_new_tokens=40)
+start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+(reply,) = generate(model, tokenizer, [start + encode(tokenizer, prompt).ids], max_new_tokens=40)
 print(prompt + reply.text)
 
 # %% [markdown]
@@ -763,57 +815,63 @@ print(prompt + reply.text)
 # > ([Qwen3 #927](https://github.com/QwenLM/Qwen3/issues/927)).
 
 # %% tags=["measured"]
-answered = prompt + "Water boils at 100 degrees Celsius at sea level."
-p_eot = follows(answered, [len(answered)])[0, END["end of turn"]].item()
+text = prompt + "Water boils at 100 degrees Celsius at sea level."
+p_eot = follows(model, tokenizer, text, [len(text)])[0, END["end of turn"]].item()
 print("has a chat template:                    ", tokenizer.chat_template is not None)
 print("P(end of turn) after a finished answer: ", f"{p_eot:.1e}")
 print("stopped by itself:                      ", reply.stopped)
 
 # %% [markdown]
-# > Keep these three lines. They work for any checkpoint that you are about to call a chat model.
+# > Keep these three lines. They work for any checkpoint that you are about to call a chat model. The recorded
+# > real base, in its own template:
+
+# %%
+mistake = real["in_a_template"]
+print(mistake["prompt"] + mistake["reply"])
+print("has a chat template:                    ", mistake["has_chat_template"])
+print("P(end of turn) after a finished answer: ", f"{mistake['p_end_of_turn']:.1e}")
+print("stopped by itself:                      ", mistake["stopped"])
 
 # %% [markdown]
 # ## What must be taught
 #
-# Three things were missing, and each has a number. Lecture 09 asks for all three again, after fine-tuning.
+# Three things were missing, and each has a number. Lecture 09 asks for them again, after fine-tuning.
+
 
 # %% tags=["measured"]
-missing = [
-    ("turns", "surprise at whose line is next, no names (coin: 1)", f"{bits['lines']} bits"),
-    ("roles", "P(it writes the user's name after an answer)", f"{writes_user:.2f}"),
-    ("roles", "bare questions that get a statement", f"{shares['bare'][0]:.0f} %"),
-    ("stopping", "bare questions whose reply it ends", f"{shares['bare'][3]:.0f} %"),
-    ("stopping", "P(end of turn) after a finished answer", f"{p_eot:.0e}"),
-]
-show.table([{"to teach": a, "measured here": b, "this base": c} for a, b, c in missing])
+def lacking(next_user, named, prompted, p_eot):
+    statements, _, _, stops = prompted["bare"].values()
+    bits = {row["form"]: row["bits"] for row in surprise(next_user)}
+    return {
+        "turns: surprise at whose line is next, no names (coin: 1)": f"{bits['lines']} bits",
+        "roles: P(it writes the asker's name after an answer)": (
+            f"{mean(p[turn][0] for p in named for turn in (1, 3)):.2f}"
+        ),
+        "roles: bare questions that get a statement": f"{mean(statements):.0%}",
+        "stopping: bare questions whose reply it ends": f"{mean(stops):.0%}",
+        "stopping: P(end of turn) after a finished answer": f"{p_eot:.0e}",
+    }
+
+
+# %% tags=["measured"]
+here = lacking(next_here, pairs["names"], of_course, p_eot)
+there = lacking(next_real, real["speakers_next"]["names"], of_real, mistake["p_end_of_turn"])
+show.table([{"to teach": x, BASE: here[x], "real base (recorded)": there[x]} for x in here])
 
 # %% [markdown]
-# Note what is *not* on the list: capitals, grammar, what a dialogue is. What it knows of these it knows
-# already, as the few-shot prompt showed. What you will teach is a format, a side, and an end.
-
-# %% [markdown]
-# ## Questions to try
-#
-# There are no graded exercises here. Change a cell, predict, run.
-#
-# 1. Put your own five questions into `OPEN`. Can you write a question, without any instruction, that the
-#    base nearly always answers? What does its form have in common with the texts that it learned from?
-# 2. Give `ask` the questions with `"\n\n"` or `"\nA:"` appended. Which kinds in the bar chart move, and why?
-# 3. Set `temperature=1.0`. Do more replies stop? Compare with the chance per sentence that you computed.
-# 4. In `script`, replace `User` and `Assistant` by `A` and `B`, by `Nora` and `Theo`, by two names that you
-#    made up. From which turn on is the model sure?
-# 5. Add a document to `DOCUMENTS` that ends with a chat: "... Thanks, that was all! / You're welcome. Bye!"
-#    Does a farewell raise the probability of the end?
-# 6. How many examples does the few-shot prompt need? Delete them one by one and plot the shares.
+# Note what is *not* on the list: capitals, grammar, what a quiz is. What it knows of these it knows already, as
+# completing and the few-shot prompt showed. What you will teach is a format, a side, and an end.
 #
 # ## Take-aways
 #
-# 1. A base model continues a question with whatever follows questions in texts, and an answer is only one of
-#    those things. Counted by kind, with intervals, that is a fact about texts and no defect.
+# 1. A base model continues a question with whatever follows such questions in its texts, and an answer is only
+#    one of those things. That it does not answer does not mean that it does not know.
 # 2. "It has no idea who is talking" is half true. Without names it cannot tell whose turn it is; with names
 #    it is nearly certain, and writes both parts.
-# 3. It has learned to end documents and never an answer. Prompting brings the answers out and does not bring
-#    the end: roles, turns and stopping have to be taught.
+# 3. It ends what its texts ended, and that was never an answer. Prompting brings the answers out and does not
+#    bring the end: roles, turns and stopping have to be taught.
+#
+# **Exercises:** [exercises/01_a_base_model_has_no_turns.ipynb](../exercises/01_a_base_model_has_no_turns.ipynb)
 #
 # **Next:** [lecture 2, conversation to tokens](02_conversation_to_tokens.ipynb)
 #
@@ -836,7 +894,7 @@ show.table([{"to teach": a, "measured here": b, "this base": c} for a, b, c in m
 # <details><summary>Answer</summary>
 #
 # How many tokens the examples cost in front of every question, and how often the cut-off answer is right and
-# free of the examples' content (the model said it was a bee). Better still, ask for several turns: the cut
+# free of the examples' content (the real base said it was a bee). Better still, ask for several turns: the cut
 # depends on the model opening the *user's* turn, which is the very thing that a chat model must not do.
 #
 # </details>
