@@ -196,7 +196,7 @@ print(f"{made['seconds'] / 60:.0f} minutes on {made['hardware']['cores']} cores"
 fig, ax = show.figure(7, 2.6, alt="The pretraining loss falls steeply, then slowly, and is flat.")
 ax.plot(made["loss"], color=show.PALETTE["tuned"], linewidth=1)
 ax.axhline(made["held_out_loss"], color=show.PALETTE["masked"], linestyle="--")
-ax.text(0, made["held_out_loss"], " pages that it never saw", va="bottom")
+ax.text(0, made["held_out_loss"], " pages that it never saw", va="top")
 ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
 plt.show()
 
@@ -319,8 +319,8 @@ for name in ("greedy", "sampled"):
 
 # %% [markdown]
 # An answer is only one of the things that can follow a question. Sampled, the model does what its web does, in
-# nearly the same shares. It is not *refusing*, and it is not failing: each of these is a good continuation, and which of them you
-# wanted is not in the text.
+# nearly the same shares. It is not *refusing*, and it is not failing: each of these is a good continuation, and
+# which of them you wanted is not in the text.
 #
 # Greedy decoding always takes the most probable token. Then why does it not always do the same thing? Sort by
 # what the question is about:
@@ -340,7 +340,7 @@ ax.set_title("greedy: shares of the questions on a topic")
 plt.show()
 
 # %% [markdown]
-# On the mini-web each topic has its usual kind of site, and the model has noticed. It does not continue "a
+# On the mini-web each topic has its usual kind of site (we built it so), and the model has noticed. It does not continue "a
 # question". It continues the page on which such a question usually stands.
 #
 # ### Does it know the answer?
@@ -554,9 +554,8 @@ foreign = [speakers_next(model, tokenizer, lines, "names") for lines in real["tr
 print(f"the real base's transcripts, User and Assistant: {row['bits']} bits")
 
 # %% [markdown]
-# Without names it is surer than the real base, and surer of the wrong thing: on its pages a statement is mostly
-# followed by a statement, and a question by posts or more questions. With names it is certain. (It has never
-# read `User:`. On the real base's transcripts those names still help, but less.)
+# Without names it is worse than a coin, in lines as well: sure of the wrong thing. With names it is certain. (It
+# has never read `User:`. On the real base's transcripts those names still help, but less.)
 #
 # What both lack is not the ability to tell speakers apart. They lack *the script*, and a side. Look at the
 # probabilities of the names before they were normalised:
@@ -639,7 +638,7 @@ print(f"{sum(number in SPECIAL for number in drawn)} of {len(drawn):,} sampled t
 # **Nothing can end it.** No special token comes near even chance, at any place, and not because the model thinks
 # that there is more to say. None of these tokens ever stood on a page. Cross-entropy raises the token that came
 # and, through the softmax, lowers all others, at every position of the pretraining. A token that never comes is
-# only ever lowered. (Sampling draws one by accident now and then, in the middle of a word as well as at an end.)
+# only ever lowered. (What sampling draws of them, it draws by accident: the last line counts it.)
 #
 # That leaves a trace in the weights. Each token has a row in the embedding matrix (here the same row serves
 # for reading the token and for predicting it). The cosine of two rows is 1 if they point the same way. **Predict
