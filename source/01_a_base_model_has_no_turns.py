@@ -185,7 +185,8 @@ print(f"- {one.fill(*one.wordings)}")
 
 # %% [markdown]
 # `course-base` was pretrained on such pages, one after the other, with three line breaks between them and
-# nothing else: no token says "the page is over". Every token was graded, as always in pretraining.
+# nothing else: no token says "the page is over". Every token was graded, as always in pretraining. A last stage
+# saw a mixture of its own, with more pages on which an answer names the subject of its question again.
 
 # %%
 made = json.loads(Path("../data/course-base/pretraining.json").read_text())
@@ -193,8 +194,11 @@ print(
     f"{made['parameters'] / 1e6:.1f} million parameters, {made['tokens'] / 1e6:.1f} million tokens,"
 )
 print(f"{made['seconds'] / 60:.0f} minutes on {made['hardware']['cores']} cores")
-fig, ax = show.figure(7, 2.6, alt="The pretraining loss falls steeply, then slowly, and is flat.")
+fig, ax = show.figure(
+    7, 2.6, alt="The pretraining loss falls steeply, then slowly; last stage dotted."
+)
 ax.plot(made["loss"], color=show.PALETTE["tuned"], linewidth=1)
+ax.axvline(made["config"]["steps"], color=show.PALETTE["masked"], linestyle=":")
 ax.axhline(made["held_out_loss"], color=show.PALETTE["masked"], linestyle="--")
 ax.text(0, made["held_out_loss"], " pages that it never saw", va="top")
 ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
@@ -425,7 +429,8 @@ print(f"the first sentence states the right fact: {right} of {len(checkable)} (g
 for name in ("greedy", "sampled"):
     ended = sum(reply["stopped"] for reply in real["runs"][name]["replies"])
     print(
-        f"{name}: {ended} of {len(asked)} ended within {real['runs'][name]['max_new_tokens']} tokens"
+        f"{name}: {ended} of {len(asked)} ended "
+        f"within {real['runs'][name]['max_new_tokens']} tokens"
     )
 
 # %% [markdown]

@@ -12,7 +12,7 @@ from course_utils.comparison import check_prompts, mentions, obeys
 from course_utils.conversation import check_turns
 from course_utils.miniweb import chats, conversations, facts, pages, prompts, relations
 from course_utils.miniweb.facts import TELLINGS, FactsError, select
-from course_utils.miniweb.pages import KINDS, PAGE_BREAK
+from course_utils.miniweb.pages import KINDS, LATE_KINDS, PAGE_BREAK
 from course_utils.miniweb.probes import CONTINUATIONS, completes, continuation, states
 from course_utils.replies import Reply
 from course_utils.templates import FAMILIES
@@ -93,7 +93,8 @@ def test_missing_tables_are_one_clear_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def web():
-    return list(islice(pages(seed=7), 3000))
+    """Pages of both mixtures."""
+    return [*islice(pages(seed=7), 3000), *islice(pages(seed=7, late=True), 1000)]
 
 
 def test_the_same_seed_writes_the_same_web(web):
@@ -102,7 +103,8 @@ def test_the_same_seed_writes_the_same_web(web):
 
 
 def test_every_kind_of_page_occurs_and_none_has_a_gap_or_a_marker(web):
-    assert {kind for kind, _ in web} == {kind.__name__ for kind in KINDS}
+    assert set(KINDS) < set(LATE_KINDS)
+    assert {kind for kind, _ in web} == {kind.__name__ for kind in LATE_KINDS}
     markers = [token for family in FAMILIES.values() for token in family.special_tokens]
     for kind, text in web:
         assert text.strip() == text and text, kind

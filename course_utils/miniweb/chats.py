@@ -101,17 +101,22 @@ SEEN = tuple(Constraint(*parts) for parts in product(SHAPES, CASES, ENDINGS) if 
 HELD_OUT = tuple(Constraint(*parts) for parts in UNSEEN)
 
 
+# Of a hundred conversations, how many are of each kind.
+MIXTURE = {"single": 35, "follow_up": 30, "constraint": 28, "talk": 7}
+
+
 def conversations(number: int = 2000, seed: int = 0) -> list[Conversation]:
     """Conversations to fine-tune on, about the facts that may be asked about.
 
-    Of ten about four are a single question, three have follow-ups, two obey a constraint and one
-    begins or ends with small talk. The same for the same seed.
+    single: one question; follow_up: more that are understood only through the first; constraint: a
+    system text that every reply obeys; talk: small talk, perhaps beside a question. The same for the
+    same seed.
     """
     draw = random.Random(seed)
     asked = select(facts(), asked=True)
     made = []
     for serial in range(number):
-        kind = draw.choices(("single", "follow_up", "constraint", "talk"), (35, 30, 28, 7))[0]
+        kind = draw.choices(list(MIXTURE), list(MIXTURE.values()))[0]
         turns = CHATS[kind](draw, asked)
         if turns[0][0] != "system" and draw.random() < 0.15:
             turns = [("system", draw.choice(_banks()["plain"]["system"])), *turns]

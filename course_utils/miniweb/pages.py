@@ -64,10 +64,14 @@ class Web:
         return self.random.random() < probability
 
 
-def pages(seed: int = 0, folder: Path = FOLDER) -> Iterator[tuple[str, str]]:
-    """(kind, text) of one page after the other, without end; the same for the same seed."""
+def pages(seed: int = 0, folder: Path = FOLDER, *, late: bool = False) -> Iterator[tuple[str, str]]:
+    """(kind, text) of one page after the other, without end; the same for the same seed.
+
+    `late` pages come in the mixture `LATE_KINDS`, which closes a pretraining run.
+    """
     web = Web(seed, folder)
-    kinds, weights = list(KINDS), list(KINDS.values())
+    mixture = LATE_KINDS if late else KINDS
+    kinds, weights = list(mixture), list(mixture.values())
     while True:
         kind = web.random.choices(kinds, weights)[0]
         yield kind.__name__, kind(web)
@@ -225,6 +229,19 @@ def questions_and_answers(web: Web) -> str:
     return heading + web.random.choice(("\n", "\n\n")).join(pairs)
 
 
+def quoting(web: Web) -> str:
+    """A reply that quotes the question it replies to, and keeps to its subject."""
+    lines = []
+    for _ in range(web.random.randint(1, 3)):
+        fact = web.askable()
+        question = web.question(fact)
+        lines.append(f"{web.random.choice(('Re: ', '> ', 'Subject: '))}{question}")
+        if web.chance(0.5):
+            lines.append(f"> {question}")
+        lines.append(web.statement(fact))
+    return "\n".join(lines)
+
+
 def comment_section(web: Web) -> str:
     """An item, and what people write under it."""
     facts_ = [web.fact() for _ in range(web.random.randint(1, 2))]
@@ -329,6 +346,10 @@ KINDS = {
     worksheet: 3,
     spelling: 2,
 }
+
+# The mixture at the end of pretraining. In most pages a question's subject does not come again, so
+# a model learns to answer without naming it; these teach it to carry a name over from the question.
+LATE_KINDS = KINDS | {quoting: 40, questions_and_answers: 25, encyclopedia: 15, notes: 6}
 
 # What follows a bare question depends on where it stands: each topic has its usual kind of site.
 AFTER_A_QUESTION = (more_questions, thread, comments, answered, blanks)
