@@ -53,8 +53,8 @@ BASES = {
             licence="CC BY 4.0",
             family="chatml",
             folder="course-base",
-            # Small enough to move everything; its special tokens' rows are still to be trained. A
-            # higher rate learns faster and forgets what pretraining taught (lecture 09 measures it).
+            # Small enough to move everything; its special tokens' rows are still to be trained. At
+            # ten times this rate it learns more of the form and forgets much of what it knew.
             recipe={
                 "steps": 150,
                 "batch_size": 32,

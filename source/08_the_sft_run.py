@@ -8,15 +8,19 @@
 # %% [markdown]
 # # 08 The SFT run
 #
-# Now a real base model becomes one that answers and stops. The loop is the one that pretrained it.
+# Now a base model becomes one that answers and stops. The loop is the one that pretrained it.
 # Only the batches are new, and you have built those yourself in lectures 2 to 6.
+#
+# You train **course-base**, the small model that comes with the course. Beside it stands the same run on a
+# real base, **gemma-3-270m**, recorded on two cores. Cells that show the recorded run say so. With
+# `COURSE_BASE=gemma-3-270m` all other cells run on the real base instead.
 #
 # After this you can
 # - **check** a run before it starts: sample, graded share, loss by kind of token,
 # - **run** the five steps of supervised fine-tuning and give a reason for every hyperparameter,
 # - **save** a checkpoint that stops wherever it is loaded, and prove it.
 #
-# 40 minutes (about 6 of them training) · GPU or two CPU cores, the same code
+# 40 minutes (about 2 of them computing) · two CPU cores or a GPU, the same code
 
 # %% [markdown]
 # ## The whole flow
@@ -34,7 +38,7 @@
 # %% tags=["measured"]
 import torch
 
-from course_utils import load_conversations, show
+from course_utils import show
 from course_utils.checkpoints import family_for, hardware, load_base, pick_base, use_family
 
 name, why = pick_base()
@@ -44,8 +48,8 @@ for what, value in hardware().items():
     print(f"{what:<13}{value}")
 
 # %% [markdown]
-# A base model's tokenizer usually brings no chat template. We give it the one whose special tokens
-# it has.
+# A base model's tokenizer usually brings no chat template. We give it one whose special tokens it has.
+# `course-base` has those of every family, so the choice is free; ChatML is our default for it.
 
 # %% tags=["measured"]
 print("template before:", tokenizer.chat_template)
@@ -54,40 +58,94 @@ use_family(tokenizer, family)
 print("family:", family)
 
 # %% [markdown]
-# **Predict first.** We will leave the embedding matrix (and the output layer that shares its numbers)
-# as it is. What share of the parameters is then trained: a tenth, a third, or nine tenths?
+# ### Two bases, two shapes
+#
+# Both models have one embedding row per token of the vocabulary, and the output layer shares these rows.
+#
+# **Predict first.** `course-base` has 6 million parameters and a vocabulary of 4,096, `gemma-3-270m` has 268
+# million and 262,144. What share of each is embedding rows: a tenth, a third, two thirds?
 
-# %% tags=["measured"]
-from course_utils.sft import SFTConfig, trainable_parameters
+# %%
+import json
+from pathlib import Path
 
-config = SFTConfig(steps=90)
-total = sum(p.numel() for p in model.parameters())
-trained = sum(p.numel() for p in trainable_parameters(model, config))
+recorded = Path("../data/recorded")
+real = json.loads((recorded / "sft_gemma-3-270m_two-cores.json").read_text())
+small = json.loads((recorded / "sft_course-base_two-cores.json").read_text())
+pair = [small, real]
+
+# %%
+shares = [run["parameters"]["embedding"] / run["parameters"]["all"] for run in pair]
+names = [run["base"] for run in pair]
 show.bars(
-    ["trained", "frozen"],
-    [trained / 1e6, (total - trained) / 1e6],
-    xlabel="million parameters",
-    alt="Bar chart: parameters that are trained and parameters that are frozen.",
+    names,
+    [100 * share for share in shares],
+    xlabel="% of all parameters that are embedding rows (recorded)",
+    alt=f"Bars: share of embedding rows, {shares[0]:.0%} and {shares[1]:.0%}.",
 )
-print(f"{trained / 1e6:.0f} of {total / 1e6:.0f} million are trained ({trained / total:.0%})")
+for run in pair:
+    print(run["base"], run["parameters"])
 
 # %% [markdown]
-# A small model with a large vocabulary is mostly embedding. Freezing it saves memory for gradients
-# and optimizer states, and a few hundred conversations could move only a few of its rows anyway.
+# This is why the two recipes differ. The optimizer keeps three more numbers for every parameter that it
+# trains: a gradient and two averages of it.
+
+# %%
+for run in pair:
+    embedding = run["parameters"]["embedding"]
+    print(
+        f"{run['base']:<14} training the embeddings takes {embedding * 3 * 4 / 2**30:.2f} GiB more"
+    )
+
+# %% [markdown]
+# The real base was trained with its embeddings **frozen**: that saves 2 GiB, and 250 conversations could move
+# only a few of 262,144 rows anyway. For `course-base` there is nothing to save. There is also a reason why its
+# embeddings *must* be trained, and you will measure it.
 #
 # ## Step 2: conversations
 #
-# They were written for this course and are checked as they are read: a broken line or an unknown role
-# would stop you here, with its line number.
+# `course-base` knows nothing but its mini-web, so its conversations are about that. They are made from the
+# tables of facts, and leave some facts out on purpose:
 
 # %%
+from course_utils.miniweb import TELLINGS, facts
+from course_utils.miniweb.facts import select
+
+rows = []
+for how in TELLINGS:
+    row = {"the web tells it": how}
+    row["asked about in SFT"] = len(select(facts(), telling=how, asked=True))
+    row["never asked about"] = len(select(facts(), telling=how, asked=False))
+    rows.append(row)
+show.table(rows, caption="The facts of the mini-web")
+
+# %% [markdown]
+# *paraphrased*: told in many wordings; *fixed*: always in one and the same sentence; *absent*: on no page. Half
+# of the first kind is never asked about in fine-tuning. If the tuned model answers questions about *those*, it
+# has not learned the answers here.
+#
+# The next cell loads the conversations for your base. (For the real base they are the 250 of
+# `data/conversations.jsonl`, written by hand.) Every 25th is set aside, to measure on.
+
+# %% tags=["measured"]
 from collections import Counter
 
-conversations = load_conversations("../data/conversations.jsonl")
+from course_utils.sft import default_conversations
+
+every = default_conversations(name)
+set_aside = every[::25]
+unseen = {chat.messages for chat in set_aside}
+conversations = [chat for chat in every if chat.messages not in unseen]
 turns = Counter(sum(m.role == "assistant" for m in c) for c in conversations)
-print(f"{len(conversations)} conversations")
+print(f"{len(conversations)} conversations to train on, {len(set_aside)} set aside")
 print("assistant turns:", dict(sorted(turns.items())))
 print("with a system text:", sum(c.roles[0] == "system" for c in conversations))
+
+# %% tags=["measured"]
+for number in (1, 2):
+    print("for example:")
+    for message in conversations[number]:
+        print(f"  {message.role:<10}{message.content}")
 
 # %% [markdown]
 # ## Step 3: render and mask
@@ -146,6 +204,9 @@ assert ended == len(spans)
 # The loss is the mean of −log p over the graded tokens. If the model knew nothing at all, every word
 # of the vocabulary would be equally likely.
 #
+# You will measure it on three sets: conversations that the run trains on, the ones set aside, and questions
+# about facts that no conversation asks about. The last two are never trained on.
+#
 # **Predict first.** The base has read a lot of text but no conversation in this template. Where is its
 # loss highest: on the words of the replies, or on the end of turn?
 
@@ -166,7 +227,18 @@ def token_losses(sample):
 
 
 # %% tags=["measured"]
-import math
+from course_utils.conversation import conversation
+
+never = select(facts(), telling="paraphrased", asked=False)[::20]
+asking = [conversation(("user", fact.question), ("assistant", fact.answer)) for fact in never]
+probes = {
+    "trained on": prepared.samples[:: len(prepared.samples) // 80 + 1],
+    "set aside": prepare(set_aside, tokenizer).samples,
+    "facts never asked about": prepare(asking, tokenizer).samples,
+}
+
+
+# %%
 
 
 def loss_by_kind(samples):
@@ -176,10 +248,12 @@ def loss_by_kind(samples):
     return {"words": sum(words) / len(words), "end of turn": sum(ends) / len(ends)}
 
 
-probe = prepared.samples[::25]
-before = loss_by_kind(probe)
+# %% tags=["measured"]
+import math
+
+before = {probe: loss_by_kind(samples) for probe, samples in probes.items()}
 print(f"uniform guessing: {math.log(model.config.vocab_size):.2f} nats")
-print({kind: round(value, 2) for kind, value in before.items()})
+show.table([{"probe": f"{p} ({len(probes[p])})"} | before[p] for p in probes])
 
 # %% [markdown]
 # The words are half known: the base can write. The end of turn is not: it costs more than a uniform
@@ -188,20 +262,24 @@ print({kind: round(value, 2) for kind, value in before.items()})
 # ### Only where it is graded
 #
 # Turning a hidden state into logits takes one number per word of the vocabulary. For a batch that is
-# the largest tensor of all, and most of it would be thrown away by the mask.
+# the largest tensor of all where the vocabulary is large, and most of it would be thrown away by the mask.
 
 # %% tags=["measured"]
 from itertools import islice
 
 from course_utils.batching import length_batches
+from course_utils.sft import config_for
 
+config = config_for(name)
 batch = next(islice(length_batches(prepared.samples, config.batch_size), 1))
 padded = collate(batch, tokenizer.pad_token_id)
 graded = int((padded["labels"][:, 1:] != IGNORE_INDEX).sum())
 positions = padded["labels"].numel()
-gib = model.config.vocab_size * 4 / 2**30
 print(f"batch {tuple(padded['labels'].shape)}: {positions} positions, {graded} graded")
-print(f"float32 logits everywhere {positions * gib:.2f} GiB, where graded {graded * gib:.2f} GiB")
+for vocabulary in (4096, 262_144):
+    everywhere, where = (n * vocabulary * 4 / 2**30 for n in (positions, graded))
+    print(f"{vocabulary:>7} words: float32 logits everywhere {everywhere:.3f} GiB,", end=" ")
+    print(f"where graded {where:.3f} GiB")
 
 # %% [markdown]
 # So the loss asks for logits only there. This is the function that the course trains with:
@@ -215,19 +293,29 @@ print(inspect.getsource(graded_loss))
 
 # %% [markdown]
 # ## Every hyperparameter has a reason
-#
-# | knob | value | reason |
-# |---|---|---|
-# | steps × batch | 90 × 8 | a little under three passes over the conversations (next cell); few rows, so more passes would mostly repeat them |
-# | learning rate | 1e-4, AdamW | a start for full fine-tuning of a small model; larger models want less. Try 1e-5 and 1e-3: it is the knob to tune first |
-# | warm-up | 10 % | AdamW divides by an estimate of the gradient's size, and in the first steps that estimate rests on very few gradients |
-# | decay | linear to 0 | the last steps settle instead of following each batch |
-# | clip | norm 1.0 | one odd batch must not undo the others |
-# | weight decay | 0 | it pulls weights to zero by (learning rate × decay) per step: next to nothing in so few steps (next cell) |
-# | weights | float32 | the cell after the next |
-# | computing in | bfloat16, float16 or float32 | what the device does fastest; float16 needs loss scaling |
-# | denominator | all graded tokens of a step | a mean per forward pass would weigh short batches more (lecture 5) |
-# | max length | 512 tokens | cut at turns, never inside one (lecture 6) |
+
+# %%
+from dataclasses import asdict
+
+recipes = {run: asdict(config_for(run)) for run in ("course-base", "gemma-3-270m")}
+knobs = recipes["course-base"]
+show.table([{"knob": knob} | {b: str(recipes[b][knob]) for b in recipes} for knob in knobs])
+
+# %% [markdown]
+# | knob | reason |
+# |---|---|
+# | steps × batch | a few passes over the conversations (next cell): few rows, so more passes would mostly repeat them |
+# | learning rate, AdamW | 1e-4 is a start for full fine-tuning of a small model, and larger models want less. It is the knob to tune first: lecture 9 asks what a run forgets |
+# | warm-up | AdamW divides by an estimate of the gradient's size, and in the first steps that estimate rests on very few gradients |
+# | decay (linear to 0) | the last steps settle instead of following each batch |
+# | clip | one odd batch must not undo the others |
+# | weight decay | it pulls weights to zero by (learning rate × decay) per step: little in so few steps (next cell), so leave it out |
+# | forward tokens | what fits into memory at a time; changes no result |
+# | train embeddings | memory for the real base, need for `course-base`: see below |
+# | accumulate | 1: the batch is passed in parts by `forward_tokens` already. The denominator is all graded tokens of a step; a mean per forward pass would weigh short batches more (lecture 5) |
+# | weights in float32 | the cell after the next |
+# | computing in bfloat16, float16 or float32 | what the device does fastest; float16 needs loss scaling |
+# | max length 512 | cut at turns, never inside one (lecture 6) |
 
 # %% tags=["measured"]
 from course_utils.sft import learning_rate_at
@@ -246,37 +334,119 @@ plt.show()
 # %% [markdown]
 # ### Common bug: the weights are bfloat16
 #
-# bfloat16 keeps about three decimal digits. A step of the size of the learning rate disappears.
+# bfloat16 keeps about three decimal digits. Next to a weight of 1, a step of the size of the learning rate
+# disappears.
 
 # %%
 weight = torch.tensor(1.0)
-update = torch.tensor(1e-4)
-print("float32: ", (weight + update).item())
-print("bfloat16:", (weight.bfloat16() + update.bfloat16()).item())
-assert weight.bfloat16() + update.bfloat16() == 1
+for update in (torch.tensor(1e-3), torch.tensor(1e-4)):
+    print("float32: ", (weight + update).item())
+    print("bfloat16:", (weight.bfloat16() + update.bfloat16()).item())
+    assert weight.bfloat16() + update.bfloat16() == 1
 
 # %% [markdown]
-# The run would look alive (the loss is computed, gradients flow) and most weights would never move.
-# So the weights stay in float32 and only the matrix products run in bfloat16.
+# Smaller weights have smaller gaps between them. So how many of *this* model's weights stay where they are?
+#
+# **Predict first.** Of the weights in one layer, how many does a step of 1e-3 leave unmoved? And a step of
+# 1e-5, as near the end of the decay?
+
+# %% tags=["measured"]
+layer = next(p for n, p in model.named_parameters() if "layers.0.mlp.down" in n).detach().flatten()
+half = layer.bfloat16()
+for size in (1e-3, 1e-4, 1e-5):
+    stuck = ((half + size) == half).float().mean()
+    print(f"a step of {size:.0e} leaves {stuck:6.1%} of {len(half)} weights where they are")
+
+# %% [markdown]
+# The run would look alive (the loss is computed, gradients flow) while a good part of the steps is lost. So the
+# weights stay in float32 and only the matrix products run in bfloat16.
+#
+# ### Common bug: the end of turn has no row of its own
+#
+# In lecture 1 you saw that the rows of all tokens that pretraining never met are nearly the same vector. The
+# real base is no different there. These are recorded cosines of its rows: the two markers of its template, some
+# special tokens, and a word.
+
+# %%
+rows_of = json.loads((recorded / "special_rows_gemma-3-270m.json").read_text())
+show.heat(
+    rows_of["cosines"],
+    rows_of["tokens"],
+    rows_of["tokens"],
+    "Cosines of gemma-3-270m's rows: both turn markers are close to unused tokens, not to a word.",
+)
+plt.show()
+
+# %% [markdown]
+# Such rows cannot be told apart, so the model cannot well prefer one of them. Frozen, they stay as they are. Two
+# runs of 60 steps, one with the embeddings frozen:
+
+# %%
+from course_utils.replies import generate, next_token_probabilities, prompt_ids
+from course_utils.sft import fine_tune
+from course_utils.tokenizers import encode
+
+questions = [prompt_ids(chat.prefix(1), tokenizer) for chat in asking]
+answered = [
+    q + encode(tokenizer, chat[1].content).ids for q, chat in zip(questions, asking, strict=True)
+]
+
+
+def sixty_steps(train_embeddings):
+    short, _ = load_base(name, dtype=torch.float32)
+    how = config_for(name, steps=60, train_embeddings=train_embeddings)
+    fine_tune(short, prepared.samples, how, pad_token_id=tokenizer.pad_token_id)
+    return short
+
+
+# %% [markdown]
+# **Predict first.** You show each model a finished right answer. What probability does it give to the end of
+# turn, and what else does it consider?
+
+# %% tags=["measured"]
+short_runs = {"frozen": sixty_steps(False), "trained": sixty_steps(True)}
+for how, short in short_runs.items():
+    next_token = torch.stack([next_token_probabilities(short, ids) for ids in answered]).mean(0)
+    greedy, drawn = (
+        generate(short, tokenizer, questions, max_new_tokens=40, batch_size=64, temperature=t)
+        for t in (0, 1)
+    )
+    print(
+        f"embeddings {how}: stop, greedy {sum(r.stopped for r in greedy)} of {len(greedy)},", end=""
+    )
+    print(f" sampled {sum(r.stopped for r in drawn)}; mean P after a finished answer:")
+    for p, number in zip(*(values.tolist() for values in next_token.topk(5)), strict=True):
+        print(f"  {p:6.1%}  {tokenizer.decode([number])!r}")
+
+# %% [markdown]
+# Both lists show what each model considers after a finished answer. Compare the probability of its end of turn,
+# and look for other tokens that pretraining never met: a frozen row of the end of turn can only be raised together
+# with those that lie next to it. A reply that stops greedily says little about that, so look at the sampled ones
+# too. Training rows that nobody trained before is a known need
+# ([torchtune #2429](https://github.com/pytorch/torchtune/issues/2429) reports a base model's untrained
+# special tokens).
 #
 # ## Step 4: train
 #
-# **Predict first.** We ask the model two questions before the first step and after every 30. At which
-# step will it first stop by itself?
+# **Predict first.** We ask the model two questions before the first step and after every third of the run. About the first
+# fact there are conversations, about the second there are none. At which step will it first stop by itself? At
+# which will it be right about each?
 
 # %%
-from course_utils.conversation import conversation
-from course_utils.replies import generate, prompt_ids
-
-questions = ["What is the boiling point of water?", "Name three things found in a kitchen."]
-asked = [prompt_ids(conversation(("user", q)), tokenizer) for q in questions]
+capitals = [
+    fact for fact in select(facts(), telling="paraphrased") if fact.relation.name == "capital"
+]
+watched = [next(f for f in capitals if f.asked == asked) for asked in (True, False)]
+watching = [prompt_ids(conversation(("user", fact.question)), tokenizer) for fact in watched]
 
 
 def ask(step):
     model.eval()
-    for reply in generate(model, tokenizer, asked, max_new_tokens=40):
+    replies = generate(model, tokenizer, watching, max_new_tokens=40)
+    for fact, reply in zip(watched, replies, strict=True):
         end = "[stopped]" if reply.stopped else "[cut at 40 tokens]"
-        print(f"step {step:>2}  {reply.text[:110]!r} {end}")
+        kind = "asked about" if fact.asked else "never asked"
+        print(f"step {step:>3}  {kind}: {fact.question} {reply.text[:90]!r} {end}")
     model.train()
 
 
@@ -284,14 +454,12 @@ def ask(step):
 ask(0)
 
 # %% tags=["measured"]
-from course_utils.sft import fine_tune
-
 live = show.live_loss(config.steps)
 
 
 def on_step(step):
     live(step)
-    if (step.step + 1) % 30 == 0:
+    if (step.step + 1) % (config.steps // 3) == 0:
         ask(step.step + 1)
 
 
@@ -303,25 +471,30 @@ steps = fine_tune(
 # ## What the curve shows, and what it hides
 #
 # The loss falls. One number per step mixes two things that you measured apart before. Measure them apart
-# again, on the same ten samples.
+# again, on the same three sets.
 
 # %% tags=["measured"]
-after = loss_by_kind(probe)
+after = {probe: loss_by_kind(samples) for probe, samples in probes.items()}
+labels = [f"{kind}: {probe}" for kind in ("words", "end of turn") for probe in probes]
+both = {
+    model_name: [found[probe][kind] for kind in ("words", "end of turn") for probe in probes]
+    for model_name, found in (("base", before), ("SFT", after))
+}
 show.bars(
-    list(before),
-    {"base": list(before.values()), "SFT": list(after.values())},
+    labels,
+    both,
     xlabel="loss in nats per graded token",
-    alt="Bars: loss on words and on the end of turn, for the base and after fine-tuning.",
+    alt="Bars: loss on words and on the end of turn on three sets, base and after fine-tuning.",
 )
-for kind in before:
-    print(f"{kind:<12} {before[kind]:6.2f} -> {after[kind]:5.2f}")
+for label, old, new in zip(labels, both["base"], both["SFT"], strict=True):
+    print(f"{label:<38}{old:6.2f} -> {new:5.2f}")
 
 # %% [markdown]
-# Both fell far, and for different reasons. The end of turn went from worse than guessing to likely: that is
-# the habit you wanted, and one token for all conversations. The words of *these ten* samples fell because
-# the model has seen them almost three times: it has begun to know them by heart. Neither can be read off the
-# curve, which mixes the two and is measured on the data that it trains on. It says that the optimizer works,
-# and nothing about a conversation that the model has never seen. Lecture 9 asks that, with other prompts.
+# The end of turn fell on all three sets alike: it is one habit, learned once for every conversation. The words
+# need a closer look. On what the run trained on, the model may know them by heart. On the facts that no
+# conversation asks about it cannot, so what it gains *there* is the form of an answer, filled with what
+# pretraining put in. None of this can be read off the curve, which mixes all of it and is measured on the data
+# that it trains on.
 #
 # Read the replies in the log above once more in that light. They stop. Are they right?
 #
@@ -339,14 +512,54 @@ print(
 )
 
 # %% [markdown]
+# ## The real base beside it
+#
+# Both runs as they were recorded with the command line on two cores, each with its own recipe and
+# conversations.
+#
+# **Predict first.** Which curve starts higher? Which run needs more time for a token, and about how many times
+# as much?
+
+# %%
+from course_utils.sft import Step
+from course_utils.show.training import smoothed
+
+fig, ax = show.figure(alt="Recorded loss of both runs over the share of the run that is done.")
+for run, colour in zip(pair, ("tuned", "base"), strict=True):
+    done = [100 * (one["step"] + 1) / len(run["steps"]) for one in run["steps"]]
+    losses = smoothed([Step(**one) for one in run["steps"]], window=10)
+    ax.plot(done, losses, color=show.PALETTE[colour], label=run["base"])
+    print(f"{run['base']:<14}first ten steps {losses[9]:.2f}, last ten {losses[-1]:.2f}")
+ax.set(ylim=(0, None), xlabel="% of the run", ylabel="loss (nats per graded token)")
+ax.legend()
+plt.show()
+
+# %%
+rows = []
+for run in pair:
+    row = {"base": run["base"], "million parameters": round(run["parameters"]["all"] / 1e6)}
+    row["embedding rows"] = f"{run['parameters']['embedding'] / run['parameters']['all']:.0%}"
+    row["embeddings"] = "trained" if run["config"]["train_embeddings"] else "frozen"
+    row["learning rate"] = f"{run['config']['learning_rate']:.0e}"
+    row["steps × batch"] = f"{len(run['steps'])} × {run['config']['batch_size']}"
+    row |= {key: run[key] for key in ("seconds", "tokens_per_second", "peak_memory_gib")}
+    rows.append(row)
+print(f"tokens per second: {small['tokens_per_second'] / real['tokens_per_second']:.0f} to 1")
+print(f"parameters:        1 to {real['parameters']['all'] / small['parameters']['all']:.0f}")
+show.table(rows, caption="Recorded on two cores")
+
+# %% [markdown]
+# The two losses cannot be compared with each other: other words, other vocabularies, other conversations. The
+# shapes can: steep at first, while the format and the end of turn are learned, and flatter later. The larger model
+# pays for its size in time per token and in memory. Everything else (the loop, the masks, the checks) is the same
+# code.
+#
 # ## Save what serving needs
 #
 # Weights alone are not a chat model. The template must travel with them, and the end of turn must be
 # among the ids that end generation, or the server runs past it.
 
 # %% tags=["measured"]
-import json
-
 from course_utils.sft import save_checkpoint
 
 folder = save_checkpoint(model, tokenizer, "../runs/lecture-08", record)
@@ -364,7 +577,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 fresh_tokenizer = AutoTokenizer.from_pretrained(folder)
 fresh = AutoModelForCausalLM.from_pretrained(folder)
 prompt = fresh_tokenizer.apply_chat_template(
-    [{"role": "user", "content": "Why do we have leap years?"}],
+    [{"role": "user", "content": watched[1].question}],
     add_generation_prompt=True,
     return_tensors="pt",
     return_dict=True,
@@ -377,17 +590,17 @@ print("stopped by itself:", reply[-1].item() in ends)
 # %% [markdown]
 # ## The same run elsewhere
 #
-# The command line does all of this lecture in one go:
+# The command line does all of this lecture in one go (and trains on all conversations, since nothing has to be
+# set aside for you to measure on):
 #
-#     python -m course_utils.sft --data data/conversations.jsonl --output runs/first
+#     python -m course_utils.sft --output runs/first
+#     python -m course_utils.sft --output runs/real --base gemma-3-270m
 #
 # On a GPU the code is the same; `autocast_dtype` picks bfloat16, or float16 with loss scaling on cards
 # such as the T4. Runs recorded with the course, each with its hardware and command:
 
 # %%
-from pathlib import Path
-
-files = sorted(Path("../data/recorded").glob("sft_*.json"))
+files = sorted(recorded.glob("sft_*.json"))
 rows = []
 for run in map(json.loads, (path.read_text() for path in files)):
     row = {
@@ -406,9 +619,9 @@ show.table(rows)
 # - SFT is pretraining's loop with other batches: a template around the text and −100 where somebody
 #   else speaks.
 # - Check before you train: print a sample, know the graded share, see that every reply ends with its
-#   end of turn.
-# - The training loss mixes words learnt by heart with the habit of stopping. It shows that the optimizer works
-#   and not what the model does with a new prompt.
+#   end of turn, and that the end of turn has a row of its own or may get one.
+# - The training loss mixes words learnt by heart with the habit of stopping. Measure the two apart, on
+#   conversations that the run never saw.
 #
 # This lecture has no exercises of its own. On to [lecture 9](09_base_against_sft.ipynb), which puts the
 # same prompts to both models.
@@ -425,7 +638,8 @@ show.table(rows)
 # <details><summary>2. You freeze the embeddings, and the output layer shares its weights with them. How can the
 # model learn to write the end-of-turn token at all?</summary>
 #
-# The logit is the product of the hidden state and the token's row. The row stays, but the layers below
-# learn to turn the hidden state towards it.
+# Through the hidden state. The layers below can learn to write a state that points at the frozen row. But rows
+# that pretraining never met lie close together, so a state that points at one of them points at its neighbours as
+# well.
 #
 # </details>
