@@ -109,8 +109,8 @@ def conversations(number: int = 2000, seed: int = 0) -> list[Conversation]:
     """Conversations to fine-tune on, about the facts that may be asked about.
 
     single: one question; follow_up: more that are understood only through the first; constraint: a
-    system text that every reply obeys; talk: small talk, perhaps beside a question. The same for the
-    same seed.
+    system text that every reply obeys; talk: small talk, perhaps beside a question. The same for
+    the same seed.
     """
     draw = random.Random(seed)
     asked = select(facts(), asked=True)
