@@ -323,8 +323,8 @@ for name in ("greedy", "sampled"):
 
 # %% [markdown]
 # An answer is only one of the things that can follow a question. Sampled, the model does what its web does, in
-# nearly the same shares. It is not *refusing*, and it is not failing: each of these is a good continuation, and
-# which of them you wanted is not in the text.
+# similar shares; greedily it overdoes what is most frequent. It is not *refusing*, and it is not failing: each of
+# these is a good continuation, and which of them you wanted is not in the text.
 #
 # Greedy decoding always takes the most probable token. Then why does it not always do the same thing? Sort by
 # what the question is about:
@@ -365,8 +365,9 @@ known = {
 compare({"": known}, "It completes nearly all facts as text; asked, it states a fraction of them.")
 
 # %% [markdown]
-# It knows. The knowledge comes out where a text would tell it, and far less often where you ask for it. Keep
-# this picture: the gap in it is what fine-tuning has to work with, and lecture 09 measures how much of it closes.
+# It knows. The knowledge comes out where a text would tell it, and less often where you ask for it, least when you
+# sample. Keep this picture: the gap in it is what fine-tuning has to work with, and lecture 09 measures how much of
+# it closes.
 #
 # ### And how many ended?
 
@@ -776,9 +777,9 @@ compare(of_real, "The real base: examples bring statements; no prompt makes it s
 # - The **instruction** helps neither. The real base makes fewer statements and asks more questions; perhaps the
 #   text now looks like a worksheet. `course-base` makes more statements and fewer right ones: it takes the
 #   instruction for the end of a page, and begins another.
-# - The **examples** help both. Some of the knowledge was there, and the script brings it out, though far from all
-#   that `course-base` completes as text. One study finds that large base models with a few well-written examples
-#   match tuned ones ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)), a later one that they stay behind
+# - The **examples** help both. The knowledge was there, and the script brings it out. One study finds that large
+#   base models with a few well-written examples match tuned ones
+#   ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)), a later one that they stay behind
 #   ([Zhao et al. 2024](https://arxiv.org/abs/2405.19874)).
 # - **No prompt makes them stop.** With examples they write the answer, and then your next question, and answer
 #   that too.
