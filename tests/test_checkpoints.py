@@ -301,6 +301,7 @@ def test_a_family_without_a_template_is_refused(family):
 
 def test_every_base_has_its_family_and_others_get_the_first_that_fits():
     assert {name: family_for(name, None) for name in BASES} == {
+        "course-base": "chatml",
         "gemma-3-270m": "gemma",
         "smollm2-135m": "chatml",
         "qwen3-0.6b-base": "chatml",

@@ -327,7 +327,6 @@ def cut(text):
 FEW_SHOT = {
     "a space at the end": (few(end="A: "), cut, "white space"),
     "a line break at the end": (few(end="A:\n"), cut, "white space"),
-    "answers in sentences": (few(answer="{answer}"), cut, "shortest answers"),
     "no place for the answer": (few(end=""), cut, "'A:'"),
     "examples without answers": (few(answer=""), cut, "fact.value or fact.answer"),
     "another label": (few(tell="Answer: ", end="Answer:"), cut, "'A:'"),
