@@ -31,7 +31,7 @@ def test_quick_runs_the_whole_pipeline(tmp_path, capsys):
     listed = json.loads((output / "manifest.json").read_text())["sha256"]
     assert set(listed) | {"manifest.json"} == {path.name for path in output.iterdir()}
     record = json.loads((output / "pretraining.json").read_text())
-    steps = 3 + QUICK.late_steps
+    steps = 3
     assert len(record["loss"]) == steps
     assert record["tokens"] == steps * QUICK.rows * QUICK.length
     assert record["completes"].keys() == {"paraphrased", "fixed", "absent"}
@@ -90,15 +90,6 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(small, tmp_path, monkey
     # Another configuration does not take up this state.
     other = replace(config, seed=1)
     assert len(pretrain.pretrain(make_model(other, tokenizer), rows, other, state)) == 8
-
-
-def test_the_late_stage_is_another_mixture_of_other_pages():
-    early, late = pretrain.stages(pretrain.Config())
-    assert early == pretrain.Config() and late.steps == early.late_steps
-    assert late.seed != early.seed and not late.late_steps
-    kinds = {kind for kind, _ in pretrain.islice(pretrain.pages(late.seed, late=True), 500)}
-    assert "quoting" in kinds
-    assert "quoting" not in {kind for kind, _ in pretrain.islice(pretrain.pages(0), 500)}
 
 
 def test_the_learning_rate_warms_up_and_falls():

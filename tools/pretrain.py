@@ -46,18 +46,14 @@ SAVE_EVERY = 100  # steps
 class Config:
     """steps of `rows` rows of `length` tokens; every page is read once.
 
-    late_steps, late_learning_rate: a second stage on the late mixture of pages, with an optimizer
-        and a schedule of its own
     vocabulary: tokens, of which `reserved` beside the template families' are never trained
     split_lines: is every line break a token?
     """
 
-    steps: int = 1600
+    steps: int = 2000
     rows: int = 32
     length: int = 256
     learning_rate: float = 2e-3
-    late_steps: int = 400
-    late_learning_rate: float = 1e-3
     warmup: int = 50
     weight_decay: float = 0.1
     vocabulary: int = 4096
@@ -71,7 +67,6 @@ class Config:
 
 QUICK = Config(
     steps=12,
-    late_steps=4,
     rows=8,
     length=128,
     vocabulary=1024,
@@ -79,18 +74,6 @@ QUICK = Config(
     layers=2,
     tokenizer_pages=500,
 )
-
-
-def stages(config: Config) -> tuple[Config, Config]:
-    """The two stages of a run as configurations; the late one has no stage behind it."""
-    late = replace(
-        config,
-        steps=config.late_steps,
-        late_steps=0,
-        learning_rate=config.late_learning_rate,
-        seed=config.seed + 2_000_000,
-    )
-    return config, late
 
 
 def make_tokenizer(config: Config):
@@ -104,16 +87,14 @@ def make_tokenizer(config: Config):
     )
 
 
-def make_rows(
-    tokenizer, number: int, length: int, seed: int, *, late: bool = False
-) -> torch.Tensor:
+def make_rows(tokenizer, number: int, length: int, seed: int) -> torch.Tensor:
     """Token ids of shape (number, length). A row begins where a page begins.
 
     It is filled with the pages that follow; the part of the last page for which there is no room is
     left out.
     """
     rows, row = [], []
-    web = pages(seed, late=late)
+    web = pages(seed)
     with tqdm(total=number, unit="row", desc="pages", disable=number < 1000) as bar:
         while len(rows) < number:
             texts = [text + PAGE_BREAK for _, text in islice(web, 1000)]
@@ -255,15 +236,9 @@ def main(arguments: list[str] | None = None) -> int:
     model = make_model(config, tokenizer).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.1f} million parameters")
-    losses, states = [], []
-    for stage in stages(config):
-        rows = make_rows(
-            tokenizer, stage.steps * stage.rows, stage.length, stage.seed, late=not stage.late_steps
-        )
-        name = "early" if stage.late_steps else "late"
-        state = None if options.quick else STATE / f"seed-{config.seed}-{name}.pt"
-        losses += pretrain(model, rows, stage, state)
-        states.append(state)
+    rows = make_rows(tokenizer, config.steps * config.rows, config.length, config.seed)
+    state = None if options.quick else STATE / f"seed-{config.seed}.pt"
+    losses = pretrain(model, rows, config, state)
     unseen = make_rows(tokenizer, 64, config.length, seed=config.seed + 1_000_000)
     record = {
         "command": shlex.join(["python", "-m", "tools.pretrain", *(arguments or sys.argv[1:])]),
@@ -278,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         "loss": [round(loss, 4) for loss in losses],
     }
     save(model, tokenizer, output, record, ROOT / "tools" / "course_base_card.md")
-    for state in filter(None, states):
+    if state:
         state.unlink(missing_ok=True)
     print(
         f"Saved {output}: {record['seconds'] / 60:.1f} minutes, loss on unseen pages "

@@ -11,95 +11,12 @@ import random
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 from course_utils.conversation import Conversation, Message, save_conversations
 from course_utils.miniweb.facts import FOLDER, Fact, facts, select
-
-# A bare answer may have several words; `word` asks for one, of facts whose value is one word.
-SHAPES = ("sentence", "word", "bare", "item")
-CASES = (None, "capitals", "small")
-ENDINGS = (None, "exclamation", "thanks")
-
-# Combinations of constraints that no fine-tuning conversation holds; each part by itself occurs.
-UNSEEN = (
-    ("sentence", "capitals", "exclamation"),
-    ("sentence", "small", "thanks"),
-    ("word", "capitals", "thanks"),
-    ("word", "small", "exclamation"),
-    ("bare", "capitals", None),
-    ("bare", None, "exclamation"),
-    ("item", "capitals", None),
-    ("item", "small", "exclamation"),
-    ("item", None, "thanks"),
-)
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """What a system text asks of every reply: a shape, perhaps a case, perhaps an ending."""
-
-    shape: str
-    case: str | None = None
-    ending: str | None = None
-
-    def system(self, draw: random.Random) -> str:
-        banks = _banks()
-        asked = [banks["shape"][self.shape]]
-        asked += [banks["case"][self.case]] if self.case else []
-        asked += [banks["ending"][self.ending]] if self.ending else []
-        return " ".join(draw.choice(bank) for bank in asked)
-
-    def reply(self, fact: Fact) -> str:
-        """The right reply to a question about `fact`."""
-        text = fact.answer if self.shape == "sentence" else fact.value
-        if self.shape == "item":
-            text = f"- {text}"
-        if self.ending == "exclamation":
-            text = f"{text.rstrip('.')}!"
-        elif self.ending == "thanks":
-            text = f"{text.rstrip('.')}. Thanks"
-        return self.cased(text)
-
-    def cased(self, text: str) -> str:
-        return {"capitals": text.upper(), "small": text.lower()}.get(self.case, text)
-
-    def fits(self, fact: Fact) -> bool:
-        """Can a right reply about this fact obey, and be seen to?"""
-        if self.shape == "sentence":
-            # "... is I. Thanks" reads like somebody's initial.
-            return self.ending != "thanks" or len(fact.value.split()[-1]) > 1
-        # A number is in no case.
-        cased = not self.case or fact.value.upper() != fact.value.lower()
-        return cased and (self.shape != "word" or len(fact.value.split()) == 1)
-
-    def verify(self, fact: Fact) -> dict:
-        """The same as constraints that `course_utils.comparison.obeys` checks."""
-        thanks = self.ending == "thanks"
-        if self.shape == "sentence":
-            checks: dict = {"sentences": 1 + thanks}
-        elif self.shape == "word":
-            checks = {"words": 1 + thanks}
-        else:
-            # Some wrong values are longer than the right one, and still no sentence.
-            checks = {"max_words": max(4, len(fact.value.split())) + thanks}
-        if self.shape == "item":
-            checks["list_items"] = 1
-        if self.case:
-            checks["upper" if self.case == "capitals" else "lower"] = True
-        if self.ending == "exclamation":
-            checks["ends_with"] = "!"
-        elif thanks:
-            checks["ends_with"] = {"capitals": "THANKS", "small": "thanks"}.get(self.case, "Thanks")
-        return checks
-
-
-SEEN = tuple(Constraint(*parts) for parts in product(SHAPES, CASES, ENDINGS) if parts not in UNSEEN)
-HELD_OUT = tuple(Constraint(*parts) for parts in UNSEEN)
-
+from course_utils.miniweb.rules import HELD_OUT, SEEN
 
 # Of a hundred conversations, how many are of each kind.
 MIXTURE = {"single": 35, "follow_up": 30, "constraint": 28, "talk": 7}
@@ -142,11 +59,11 @@ def _follow_up(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, st
 
 def _constraint(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
     rule = draw.choice(SEEN)
-    turns = [("system", rule.system(draw))]
+    turns = [("system", rule.stated(draw))]
     fitting = [fact for fact in asked if rule.fits(fact)]
     for fact in draw.sample(fitting, draw.choice((1, 1, 2))):
         question = fact.fill(draw.choice(fact.relation.questions))
-        turns += [("user", question), ("assistant", rule.reply(fact))]
+        turns += [("user", question), ("assistant", rule.obeyed(fact, fact.answer))]
     return turns
 
 
@@ -197,7 +114,7 @@ def follow_up_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation
 
 def instruction_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
     rule = draw.choice([rule for rule in HELD_OUT if rule.fits(fact)])
-    turns = [("system", rule.system(draw)), *_turns(draw, fact)[:1]]
+    turns = [("system", rule.stated(draw)), *_turns(draw, fact)[:1]]
     # In small letters "fe" is right, although the symbol is "Fe".
     expected = dict.fromkeys([fact.value, rule.cased(fact.value)])
     return _prompt(name, "instruction", turns, expected, rule.verify(fact))

@@ -11,9 +11,13 @@ from functools import cache
 from pathlib import Path
 
 from course_utils.miniweb.facts import FOLDER, Fact, facts
+from course_utils.miniweb.rules import SEEN
 
 # Pages follow each other as in a plain-text dump: nothing but line breaks says where one ends.
 PAGE_BREAK = "\n\n\n"
+
+# How a quiz marks what is asked and what is answered.
+MARKS = (("Q: ", "A: "), ("Question: ", "Answer: "))
 
 
 class Web:
@@ -27,6 +31,7 @@ class Web:
         self.paraphrased = [fact for fact in told if fact.telling == "paraphrased"]
         self.by_relation = _grouped(told, lambda fact: fact.relation.name)
         self.by_subject = _grouped(told, lambda fact: fact.subject)
+        self.askable_of = _grouped(self.paraphrased, lambda fact: fact.relation.name)
         self.by_topic = _grouped(self.paraphrased, lambda fact: fact.relation.topic)
 
     def one(self, bank: str) -> str:
@@ -46,12 +51,22 @@ class Web:
         """The fact in one of the sentences in which the web tells it."""
         return fact.fill(self.random.choice(fact.wordings))
 
-    def askable(self) -> Fact:
-        """A fact that the web may ask about: fixed ones stand in their sentence only."""
-        return self.random.choice(self.paraphrased)
+    def askable(self, fits=lambda fact: True, alike: Fact | None = None) -> Fact:
+        """A fact that the web may ask about: fixed ones stand in their sentence only.
+
+        One that `fits`; one of the same relation as `alike`, if that is given.
+        """
+        chosen = self.askable_of[alike.relation.name] if alike else self.paraphrased
+        while not fits(fact := self.random.choice(chosen)):
+            pass
+        return fact
 
     def question(self, fact: Fact) -> str:
         return fact.fill(self.random.choice(fact.relation.questions))
+
+    def follow_up(self, fact: Fact) -> str:
+        """A question that is understood after another of its kind only."""
+        return fact.fill(self.random.choice(fact.relation.follow_ups))
 
     def siblings(self, fact: Fact, number: int) -> list[Fact]:
         """Other facts that a page about this one would tell: on the same subject, then alike."""
@@ -64,14 +79,10 @@ class Web:
         return self.random.random() < probability
 
 
-def pages(seed: int = 0, folder: Path = FOLDER, *, late: bool = False) -> Iterator[tuple[str, str]]:
-    """(kind, text) of one page after the other, without end; the same for the same seed.
-
-    `late` pages come in the mixture `LATE_KINDS`, which closes a pretraining run.
-    """
+def pages(seed: int = 0, folder: Path = FOLDER) -> Iterator[tuple[str, str]]:
+    """(kind, text) of one page after the other, without end; the same for the same seed."""
     web = Web(seed, folder)
-    mixture = LATE_KINDS if late else KINDS
-    kinds, weights = list(mixture), list(mixture.values())
+    kinds, weights = list(KINDS), list(KINDS.values())
     while True:
         kind = web.random.choices(kinds, weights)[0]
         yield kind.__name__, kind(web)
@@ -218,15 +229,32 @@ def blanks(web: Web, fact: Fact, question: str) -> str:
 
 def questions_and_answers(web: Web) -> str:
     """A quiz with its answers, in one of the web's several ways of writing that."""
-    ask, tell = web.random.choice((("Q: ", "A: "), ("Question: ", "Answer: "), ("", "Answer: ")))
-    whole = web.chance(0.5)
-    pairs = []
+    ask, tell = web.random.choice(MARKS)
+    whole, asks_on = web.chance(0.5), web.chance(0.25)
+    fact = web.askable()
+    pairs, question = [], web.question(fact)
     for _ in range(web.random.randint(2, 6)):
-        fact = web.askable()
         said = web.statement(fact) if whole else fact.value
-        pairs.append(f"{ask}{web.question(fact)}\n{tell}{said}")
+        pairs.append(f"{ask}{question}\n{tell}{said}")
+        fact = web.askable(alike=fact) if asks_on else web.askable()
+        question = web.follow_up(fact) if asks_on else web.question(fact)
     heading = f"{web.one('quiz.headings')}\n" if web.chance(0.3) else ""
     return heading + web.random.choice(("\n", "\n\n")).join(pairs)
+
+
+def ruled(web: Web) -> str:
+    """A quiz whose answers keep to a rule that is stated first."""
+    rule = web.random.choice(SEEN)
+    ask, tell = web.random.choice((*MARKS, ("> ", ""), ("", ""), ("", "")))
+    heading = web.random.choice((f"{web.one('rules.headings')}\n", "Rules: ", "", ""))
+    # Now and then the shape is left open; a dash in front would come out of nowhere then.
+    open_shape = (rule.case or rule.ending) and rule.shape != "item" and web.chance(0.3)
+    lines = [heading + rule.stated(web.random, shape=not open_shape)]
+    for _ in range(web.random.randint(1, 4)):
+        fact = web.askable(rule.fits)
+        lines.append(f"{ask}{web.question(fact)}")
+        lines.append(f"{tell}{rule.obeyed(fact, web.statement(fact))}")
+    return "\n".join(lines)
 
 
 def quoting(web: Web) -> str:
@@ -331,13 +359,15 @@ def spelling(web: Web) -> str:
 
 # Relative frequency of each kind of page.
 KINDS = {
-    encyclopedia: 30,
-    notes: 12,
-    question_page: 22,
-    questions_and_answers: 5,
-    comment_section: 5,
+    encyclopedia: 26,
+    notes: 10,
+    question_page: 26,
+    questions_and_answers: 6,
+    quoting: 10,
+    ruled: 14,
+    comment_section: 4,
     dialogue: 4,
-    ticker: 8,
+    ticker: 7,
     blog: 4,
     news: 3,
     recipe: 2,
@@ -346,10 +376,6 @@ KINDS = {
     worksheet: 3,
     spelling: 2,
 }
-
-# The mixture at the end of pretraining. In most pages a question's subject does not come again, so
-# a model learns to answer without naming it; these teach it to carry a name over from the question.
-LATE_KINDS = KINDS | {quoting: 40, questions_and_answers: 25, encyclopedia: 15, notes: 6}
 
 # What follows a bare question depends on where it stands: each topic has its usual kind of site.
 AFTER_A_QUESTION = (more_questions, thread, comments, answered, blanks)
