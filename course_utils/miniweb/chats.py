@@ -10,19 +10,26 @@ import argparse
 import random
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from course_utils.conversation import Conversation, Message, save_conversations
 from course_utils.miniweb.facts import FOLDER, Fact, facts, select
-from course_utils.miniweb.rules import HELD_OUT, SEEN
+from course_utils.miniweb.rules import HELD_OUT, SEEN, Constraint
 
 # Of a hundred conversations, how many are of each kind.
 MIXTURE = {"single": 35, "follow_up": 30, "constraint": 28, "talk": 7}
 
 
-def conversations(number: int = 2000, seed: int = 0) -> list[Conversation]:
+def conversations(
+    number: int = 2000,
+    seed: int = 0,
+    *,
+    asked: Sequence[Fact] | None = None,
+    rules: Sequence[Constraint] = SEEN,
+    mixture: Mapping[str, float] | None = None,
+) -> list[Conversation]:
     """Conversations to fine-tune on, about the facts that may be asked about.
 
     single: one question; follow_up: more that are understood only through the first; constraint: a
@@ -30,22 +37,27 @@ def conversations(number: int = 2000, seed: int = 0) -> list[Conversation]:
     the same seed.
     """
     draw = random.Random(seed)
-    asked = select(facts(), asked=True)
+    asked = select(facts(), asked=True) if asked is None else asked
+    mixture = mixture or MIXTURE
     made = []
     for serial in range(number):
-        kind = draw.choices(list(MIXTURE), list(MIXTURE.values()))[0]
-        turns = CHATS[kind](draw, asked)
+        kind = draw.choices(list(mixture), list(mixture.values()))[0]
+        turns = CHATS[kind](draw, asked, rules)
         if turns[0][0] != "system" and draw.random() < 0.15:
             turns = [("system", draw.choice(_banks()["plain"]["system"])), *turns]
         made.append(_conversation(f"mini-web-{seed}-{serial}", turns, kind))
     return made
 
 
-def _single(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+def _single(
+    draw: random.Random, asked: Sequence[Fact], rules: Sequence[Constraint]
+) -> list[tuple[str, str]]:
     return _turns(draw, draw.choice(asked))
 
 
-def _follow_up(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+def _follow_up(
+    draw: random.Random, asked: Sequence[Fact], rules: Sequence[Constraint]
+) -> list[tuple[str, str]]:
     """A question, and one or two more that are understood only through the first."""
     first = draw.choice(asked)
     turns = _turns(draw, first)
@@ -57,8 +69,10 @@ def _follow_up(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, st
     return turns
 
 
-def _constraint(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
-    rule = draw.choice(SEEN)
+def _constraint(
+    draw: random.Random, asked: Sequence[Fact], rules: Sequence[Constraint]
+) -> list[tuple[str, str]]:
+    rule = draw.choice(rules)
     turns = [("system", rule.stated(draw))]
     fitting = [fact for fact in asked if rule.fits(fact)]
     for fact in draw.sample(fitting, draw.choice((1, 1, 2))):
@@ -67,7 +81,9 @@ def _constraint(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, s
     return turns
 
 
-def _talk(draw: random.Random, asked: Sequence[Fact]) -> list[tuple[str, str]]:
+def _talk(
+    draw: random.Random, asked: Sequence[Fact], rules: Sequence[Constraint]
+) -> list[tuple[str, str]]:
     said, reply = draw.choice(_banks()["small_talk"]["pairs"])
     turns = [("user", said), ("assistant", reply)]
     where = draw.random()
@@ -87,33 +103,41 @@ CHATS = {
 # --- prompts to test with ------------------------------------------------------------------------
 
 
-def prompts(number: int = 200, seed: int = 1000) -> list[Conversation]:
+def prompts(
+    number: int = 200,
+    seed: int = 1000,
+    *,
+    held_out: Sequence[Fact] | None = None,
+    rules: Sequence[Constraint] = HELD_OUT,
+) -> list[Conversation]:
     """Held-out prompts in the schema of `course_utils.comparison`, equally many of each kind.
 
     knowledge:   a question about a fact that fine-tuning did not ask about
-    follow_up:   the same as a second question, after one that is answered
+    follow_up:   the same as a second question, after one that is answered; both facts are held out
     instruction: the same under constraints of an `UNSEEN` combination
     """
     draw = random.Random(seed)
-    held_out = select(facts(), telling="paraphrased", asked=False)
+    if held_out is None:
+        held_out = select(facts(), telling="paraphrased", asked=False)
     kinds = (knowledge_prompt, follow_up_prompt, instruction_prompt)
-    return [kinds[n % 3](draw, draw.choice(held_out), f"held-out-{n}") for n in range(number)]
+    return [kinds[n % 3](draw, held_out, rules, f"held-out-{n}") for n in range(number)]
 
 
-def knowledge_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
+def knowledge_prompt(draw: random.Random, held_out, rules, name: str) -> Conversation:
+    fact = draw.choice(held_out)
     return _prompt(name, "knowledge", _turns(draw, fact)[:1], [fact.value])
 
 
-def follow_up_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
-    """The first question is about a held-out fact, too, and its answer stands there."""
-    others = select(facts(), telling="paraphrased", asked=False)
-    first = draw.choice([f for f in others if f.relation is fact.relation and f is not fact])
+def follow_up_prompt(draw: random.Random, held_out, rules, name: str) -> Conversation:
+    fact = draw.choice(held_out)
+    first = draw.choice([f for f in held_out if f.relation is fact.relation and f is not fact])
     turns = [*_turns(draw, first), ("user", _follow_up_question(draw, fact))]
     return _prompt(name, "follow_up", turns, [fact.value])
 
 
-def instruction_prompt(draw: random.Random, fact: Fact, name: str) -> Conversation:
-    rule = draw.choice([rule for rule in HELD_OUT if rule.fits(fact)])
+def instruction_prompt(draw: random.Random, held_out, rules, name: str) -> Conversation:
+    fact = draw.choice(held_out)
+    rule = draw.choice([rule for rule in rules if rule.fits(fact)])
     turns = [("system", rule.stated(draw)), *_turns(draw, fact)[:1]]
     # In small letters "fe" is right, although the symbol is "Fe".
     expected = dict.fromkeys([fact.value, rule.cased(fact.value)])
