@@ -937,6 +937,30 @@ plt.show()
 # - And the **bare question** gets far fewer answers from the base than the same facts as text: it knew, and did
 #   not say.
 #
+# ### Is it this one run?
+#
+# You saw one run. The course's benchmark made three, each with its own conversations in its own order, from the same
+# base. Here are their shares of the same groups, as recorded.
+#
+# **Predict first.** How many points will lie between the seeds in *held out*?
+
+# %%
+bench = json.loads((data / "recorded/course_base_sft.json").read_text())
+print(bench["command"], "on", bench["hardware"]["device"])
+seeds = [run for run in bench["runs"] if "answers" in run]
+rows = []
+for group in seeds[0]["answers"]:
+    shares_of = [run["answers"][group][0] / run["answers"][group][1] for run in seeds]
+    row = {"group": group, "n": seeds[0]["answers"][group][1]}
+    row |= {f"seed {run['seed']}": f"{s:.1%}" for run, s in zip(seeds, shares_of, strict=True)}
+    rows.append(row | {"spread": f"{100 * (max(shares_of) - min(shares_of)):.1f} points"})
+show.table(rows, caption="Recorded: facts that the tuned model answers, three runs")
+
+# %% [markdown]
+# The order of the groups is the same in all three, and the differences between the groups are far larger than the
+# spread over seeds. So the experiment does not hang on one run. All three share one base, though: what another
+# pretraining would change, they do not show.
+#
 # ### Relation by relation
 #
 # There are thirty relations, from capitals to past tenses. Take the held-out facts of each.
@@ -1126,8 +1150,8 @@ print(f"opens another turn: {sum(holds_role_header(r.text) for r in shown)} of {
 #   ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)).
 # - *That paraphrasing alone did it.* The paraphrased facts also stood in questions and answers on the web, and on
 #   a few more pages; the fixed ones did not. Three differences at once: this web cannot take them apart.
-# - *That every run gives these numbers.* You saw one run with one seed. The intervals are about the facts, not about
-#   other runs.
+# - *That every base gives these numbers.* All runs began at one base. The intervals are about the facts, and the
+#   three seeds about fine-tuning.
 # - *That it is so in a model of your size, on the real web.* Six million parameters, thirty relations, made
 #   pages. The recorded gain of `gemma-3-270m` fits; it does not prove it.
 
