@@ -138,7 +138,7 @@ show.bars(
     [sort.replace("_", " ") for sort, _ in sorts],
     [100 * count / len(web) for _, count in sorts],
     xlabel="% of 5,000 pages",
-    alt="Kinds of pages: encyclopedia and question pages are the most frequent of fourteen.",
+    alt="Kinds of pages: encyclopedia and question pages are the most frequent of sixteen.",
 )
 plt.show()
 
@@ -185,8 +185,7 @@ print(f"- {one.fill(*one.wordings)}")
 
 # %% [markdown]
 # `course-base` was pretrained on such pages, one after the other, with three line breaks between them and
-# nothing else: no token says "the page is over". Every token was graded, as always in pretraining. A last stage
-# saw a mixture of its own, with more pages on which an answer names the subject of its question again.
+# nothing else: no token says "the page is over". Every token was graded, as always in pretraining.
 
 # %%
 made = json.loads(Path("../data/course-base/pretraining.json").read_text())
@@ -194,11 +193,8 @@ print(
     f"{made['parameters'] / 1e6:.1f} million parameters, {made['tokens'] / 1e6:.1f} million tokens,"
 )
 print(f"{made['seconds'] / 60:.0f} minutes on {made['hardware']['cores']} cores")
-fig, ax = show.figure(
-    7, 2.6, alt="The pretraining loss falls steeply, then slowly; last stage dotted."
-)
+fig, ax = show.figure(7, 2.6, alt="The pretraining loss falls steeply, then slowly.")
 ax.plot(made["loss"], color=show.PALETTE["tuned"], linewidth=1)
-ax.axvline(made["config"]["steps"], color=show.PALETTE["masked"], linestyle=":")
 ax.axhline(made["held_out_loss"], color=show.PALETTE["masked"], linestyle="--")
 ax.text(0, made["held_out_loss"], " pages that it never saw", va="top")
 ax.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))

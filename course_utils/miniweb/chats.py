@@ -19,7 +19,7 @@ from course_utils.miniweb.facts import FOLDER, Fact, facts, select
 from course_utils.miniweb.rules import HELD_OUT, SEEN, Constraint
 
 # Of a hundred conversations, how many are of each kind.
-MIXTURE = {"single": 35, "follow_up": 30, "constraint": 28, "talk": 7}
+MIXTURE = {"single": 32, "follow_up": 27, "constraint": 34, "talk": 7}
 
 
 def conversations(
