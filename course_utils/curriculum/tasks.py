@@ -206,7 +206,7 @@ def _sum(draw: random.Random, signs: Sequence[str], held_out: bool):
 
 
 def _held_out(a: int, b: int) -> bool:
-    """Is this pair of numbers, in either order, one that training never shows? A fifth are."""
+    """Is this pair of numbers, in either order, one that training never shows? One in five is."""
     return _hash(f"{min(a, b)} {max(a, b)}") % 5 == 0
 
 
@@ -234,7 +234,7 @@ def steps_hold(text: str) -> bool:
     for equation in found:
         before, after = text[: equation.start()].rstrip(), text[equation.end() :].lstrip()
         # Part of a longer one, such as "1 + (2 + 3 = 5)" or "7 + 5 = 12 - 1".
-        if before[-1:] in tuple("+-*/x×÷−(.") and not re.search(r"[^\W\d]x$|\w\.$", before):
+        if before[-1:] in tuple("+-*/x×÷−(") and not re.search(r"[^\W\d]x$", before):
             return False
         if after[:1] in tuple("+*/×÷−)") or re.match(r"-\s*\d|x\s*\d|\d", after):
             return False
@@ -323,7 +323,7 @@ def _words(held_out: bool) -> list[str]:
 TASKS = {
     task.name: task
     for task in (
-        Task("multiple choice", _multiple_choice),
+        Task("multiple-choice", _multiple_choice),
         Task("arithmetic", _arithmetic),
         Task("spelling", _spelling),
     )
