@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from math import ceil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def duplicates(conversations: Iterable[Conversation]) -> list[tuple[int, ...]]:
     for position, chat in enumerate(conversations):
         turns = tuple((m.role, *words(m.content)) for m in chat if m.role in SPOKEN)
         groups[turns].append(position)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
+    return [tuple(group) for turns, group in groups.items() if turns and len(group) > 1]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ def near_duplicates(
 
     The score is the Jaccard index of the two sets of n-grams (shared / all; Broder 1997, "On the
     resemblance and containment of documents") over user and assistant text, 1 for exact copies.
-    Of several copies, each is paired with the first only. One changed word costs up to n of the
-    n-grams, so that texts of a dozen words fall below 0.5; `near_duplicate_prompts` sees those.
+    Of several copies, each is paired with the first only. A changed word, and each seam where
+    sentences were moved, costs up to n of the n-grams: a changed text of a dozen words falls below
+    0.5, and so does one of short sentences in a new order. `near_duplicate_prompts` sees those
+    whose question is still similar.
     """
     return _pairs([spoken(chat) for chat in conversations], threshold, n)
 
@@ -131,6 +134,8 @@ def similar(texts: Sequence[list[str]], threshold: float, n: int) -> list[tuple[
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"the threshold is {threshold}: give a share above 0 and up to 1.")
+    if n < 1:
+        raise ValueError(f"n is {n}: give a number of words, 1 or more.")
     first_of, pairs = {}, []
     for position, text in enumerate(texts):
         first = first_of.setdefault(tuple(text), position)
@@ -230,7 +235,7 @@ class Figure:
     spread: float = 0.0
 
     def __str__(self):
-        return f"{self.mean:.3f} ± {self.spread:.3f}"
+        return f"{self.mean:.3f}" + (f" ± {self.spread:.3f}" if self.spread else "")
 
 
 def diversity(
@@ -335,20 +340,26 @@ def languages(conversations: Iterable[Conversation], confidence: float = 0.3) ->
 
     "zxx" is text in no language (numbers, markup), "und" one that is too short or too mixed for
     that confidence (0 to 1): a list of names, a single word. At 0.3 none of the first 250
-    conversations of the course was given a wrong language, and 15 none. Raises `AuditError` without py3langid
-    (4.5 MB, works offline).
+    conversations of the course was given a wrong language, and 15 none.
+
+    Raises `AuditError` without py3langid (4.5 MB, works offline).
     """
+    identifier = _identifier(confidence)
+    replies = ("\n".join(m.content for m in c if m.role == "assistant") for c in conversations)
+    return [identifier.classify(text)[0] for text in replies]
+
+
+@cache
+def _identifier(confidence: float):
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise AuditError(
             'languages need py3langid: pip install -e ".[audit]" in the course folder.'
         ) from None
-    identifier = LanguageIdentifier.from_model_file(
+    return LanguageIdentifier.from_model_file(
         MODEL_FILE, norm_probs=True, min_confidence=confidence
     )
-    replies = ("\n".join(m.content for m in c if m.role == "assistant") for c in conversations)
-    return [identifier.classify(text)[0] for text in replies]
 
 
 # --- tokens --------------------------------------------------------------------------------------
