@@ -29,6 +29,7 @@ from course_utils.miniweb.probes import CONTINUATIONS, answers, completes, conti
 from course_utils.replies import Reply, generate, prompt_ids
 from course_utils.sft import SFTConfig, config_for, fine_tune, peak_memory
 from course_utils.templates import FAMILIES
+from course_utils.tokenizers import special_tokens
 
 OUTPUT = DATA / "recorded" / "course_base_sft.json"
 SEEDS = (0, 1, 2)
@@ -83,7 +84,13 @@ def train(base: str, family: str, config: SFTConfig):
     model, tokenizer = load_base(base, dtype=torch.float32)
     use_family(tokenizer, family)
     data = prepare(conversations(seed=config.seed), tokenizer, max_length=512)
-    steps = fine_tune(model, data.samples, config, pad_token_id=tokenizer.pad_token_id)
+    steps = fine_tune(
+        model,
+        data.samples,
+        config,
+        pad_token_id=tokenizer.pad_token_id,
+        special_ids=tokenizer.convert_tokens_to_ids(special_tokens(tokenizer)),
+    )
     seconds = sum(step.seconds for step in steps)
     run = {
         "family": family,

@@ -22,6 +22,7 @@ from course_utils.miniweb.probes import answers
 from course_utils.miniweb.rules import SEEN
 from course_utils.replies import generate, prompt_ids
 from course_utils.sft import config_for, fine_tune
+from course_utils.tokenizers import special_tokens
 
 
 def measure(base: str, settings: dict, number: int) -> dict:
@@ -41,7 +42,13 @@ def measure(base: str, settings: dict, number: int) -> dict:
     made = chats.conversations(rows, asked=train, rules=rules, mixture=mixture)
     samples = prepare(made, tokenizer, max_length=512).samples
     config = config_for("course-base", **settings)
-    steps = fine_tune(model, samples, config, pad_token_id=tokenizer.pad_token_id)
+    steps = fine_tune(
+        model,
+        samples,
+        config,
+        pad_token_id=tokenizer.pad_token_id,
+        special_ids=tokenizer.convert_tokens_to_ids(special_tokens(tokenizer)),
+    )
     prompts = chats.prompts(number, held_out=held_out, rules=unseen)
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     replies = generate(model, tokenizer, ids, max_new_tokens=48, batch_size=100)

@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -57,7 +57,8 @@ class SFTConfig:
     clip:             largest norm of the gradient
     forward_tokens:   most tokens, padding included, in one forward pass; a larger batch is passed
                       in parts, which changes the memory it takes and nothing else
-    train_embeddings: also move the embedding matrix (and the output layer tied to it)
+    train_embeddings: True also moves the embedding matrix (and the output layer), "special" only
+                      its rows of special tokens
     seed:             order of the data
     """
 
@@ -69,7 +70,7 @@ class SFTConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     forward_tokens: int = 1024
-    train_embeddings: bool = False
+    train_embeddings: bool | str = False
     seed: int = 0
 
     def __post_init__(self):
@@ -80,6 +81,10 @@ class SFTConfig:
             # Written so that "not a number" is refused too.
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        if self.train_embeddings not in (True, False, "special"):
+            raise ValueError(
+                f"train_embeddings must be True, False or 'special', not {self.train_embeddings!r}."
+            )
         if not 0 <= self.warmup < 1:
             raise ValueError(
                 f"warmup is a share of the steps, from 0 to below 1, not {self.warmup}."
@@ -164,18 +169,30 @@ def trainable_parameters(model, config: SFTConfig) -> list:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def only_rows(weight, rows: Collection[int]):
+    """Let training move only these rows of a matrix; returns the hook, to be removed afterwards.
+
+    The gradient of all others is zero, and with it Adam's step, as long as no weight decays.
+    """
+    kept = weight.new_zeros(len(weight), 1)
+    kept[list(rows)] = 1
+    return weight.register_hook(lambda gradient: gradient * kept)
+
+
 def fine_tune(
     model,
     samples: Sequence[Sample],
     config: SFTConfig | None = None,
     *,
     pad_token_id: int = 0,
+    special_ids: Collection[int] = (),
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> list[Step]:
     """Train `model` in place on `samples`; returns one `Step` per optimizer step.
 
     The weights must be float32; the forward pass runs in bfloat16 or float16 where the device is
-    faster at it. `on_step` is called after each step (a progress bar, a live loss curve). Raises
+    faster at it. `special_ids` are the rows of the embedding that `train_embeddings="special"`
+    moves. `on_step` is called after each step (a progress bar, a live loss curve). Raises
     `ValueError` for samples that this model cannot be trained on, and `FloatingPointError` as soon
     as a loss or gradient is not a number.
     """
@@ -190,13 +207,17 @@ def fine_tune(
     # float16 underflows for small gradients: the scaler multiplies the loss and divides again.
     scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype == torch.float16)
     parameters = trainable_parameters(model, config)
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    hooks, decays = [], {"weight_decay": config.weight_decay}
+    if config.train_embeddings == "special":
+        if not special_ids:
+            raise ValueError("train_embeddings='special' needs special_ids: the rows to move.")
+        matrices = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+        hooks = [only_rows(matrix, special_ids) for matrix in matrices]
+        body = [parameter for parameter in parameters if parameter not in matrices]
+        groups = [{"params": body, **decays}, {"params": [*matrices], "weight_decay": 0.0}]
+    else:
+        groups = [{"params": parameters, **decays}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
     batches = length_batches(samples, config.batch_size, seed=config.seed)
     model.train()
     steps = []
@@ -253,6 +274,8 @@ def fine_tune(
             )
         )
         on_step(steps[-1])
+    for hook in hooks:
+        hook.remove()
     model.eval()
     return steps
 
@@ -423,8 +446,10 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float, help=_defaults("learning_rate"))
     parser.add_argument(
         "--train-embeddings",
-        action=argparse.BooleanOptionalAction,
-        help=f"also move the embeddings {_defaults('train_embeddings')}",
+        nargs="?",
+        const="all",
+        choices=("no", "special", "all"),
+        help=f"also move the embeddings, or their special rows {_defaults('train_embeddings')}",
     )
     parser.add_argument("--seed", type=int, default=0, help="order of the data (0)")
     parser.add_argument(
@@ -479,7 +504,9 @@ def _run(options, arguments) -> int:
         batch_size=options.batch_size,
         accumulate=options.accumulate,
         learning_rate=options.learning_rate,
-        train_embeddings=options.train_embeddings,
+        train_embeddings={"no": False, "all": True}.get(
+            options.train_embeddings, options.train_embeddings
+        ),
         seed=options.seed,
     )
     conversations = (
@@ -511,7 +538,12 @@ def _run(options, arguments) -> int:
             )
 
         steps = fine_tune(
-            model, data.samples, config, pad_token_id=tokenizer.pad_token_id or 0, on_step=on_step
+            model,
+            data.samples,
+            config,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            special_ids=tokenizer.convert_tokens_to_ids(special_tokens(tokenizer)),
+            on_step=on_step,
         )
     command = shlex.join(["python", "-m", "course_utils.sft", *(arguments or sys.argv[1:])])
     record = run_record(

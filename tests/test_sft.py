@@ -165,6 +165,7 @@ def test_the_learning_rate_by_hand():
         {"learning_rate": math.inf},
         {"warmup": 1.0},
         {"warmup": -0.1},
+        {"train_embeddings": "some"},
     ],
 )
 def test_a_knob_that_makes_no_run_is_refused(knob):
@@ -186,6 +187,23 @@ def test_embeddings_move_only_if_asked_and_everything_else_moves(tied, train_emb
     trained = sum(p.numel() for p in trainable_parameters(model, config))
     share = 400 * 32 * (1 if tied else 2)
     assert sum(p.numel() for p in before.values()) - trained == (0 if train_embeddings else share)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_of_the_embeddings_only_the_special_rows_move(tied):
+    model, special = tiny_model(tied=tied), [0, 7]
+    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    before = [matrix.clone() for matrix in matrices]
+    config = SFTConfig(steps=2, batch_size=3, weight_decay=0.5, train_embeddings="special")
+    with pytest.raises(ValueError, match="needs special_ids"):
+        fine_tune(model, tiny_samples(), config)
+    fine_tune(model, tiny_samples(), config, special_ids=special)
+    for matrix, old in zip(matrices, before, strict=True):
+        moved = (matrix != old).any(dim=1).nonzero().flatten().tolist()
+        assert moved and set(moved) <= set(special)
+    # Nothing of it stays behind: a later run may move all rows.
+    fine_tune(model, tiny_samples(), replace(config, train_embeddings=True))
+    assert (matrices[0] != before[0]).any(dim=1).all()
 
 
 def test_weight_decay_does_not_move_frozen_embeddings():
