@@ -185,40 +185,38 @@ def overlap(
 ) -> list[Overlap]:
     """Where a training turn shares a run of n words with a user turn of an evaluation prompt.
 
-    A first turn of fewer words counts if it is the same as a whole first turn; later ones ("and
-    Italy?") do not. Six words suit short questions. Papers on pretraining look for 13 in all text
-    (GPT-3, arXiv 2005.14165, appendix C: 8 to 13, by the length of a task's examples): that is
-    `n=13, roles=("user", "assistant")`, which lets a whole short question pass.
+    A prompt whose first turn has fewer words counts if a training turn holds the whole of it, from
+    three words on ("why is the sky blue"); short later turns ("and in Italy?") do not. Six words
+    suit questions. Papers on pretraining look for 13 in all text (GPT-3, arXiv 2005.14165, appendix
+    C: 8 to 13, by the length of a task's examples): `n=13, roles=("user", "assistant")`.
     """
     if n < 1:
         raise ValueError(f"n is {n}: give a number of words, 1 or more.")
-    asked = [turn for position, chat in enumerate(prompts) for turn in _turns(chat, position, n)]
-    prompts_with = defaultdict(set)
-    for number, (_, _, role, text) in enumerate(asked):
-        if role == "user":
-            for run in shingles(text, n):
-                prompts_with[run].add(number)
+    asked, holders = [], defaultdict(set)
+    for position, prompt in enumerate(prompts):
+        first = prompt.roles.index("user") if "user" in prompt.roles else None
+        for turn, message in enumerate(prompt):
+            text = words(message.content)
+            short = turn == first and len(text) >= SHORTEST_PROMPT
+            if message.role == "user" and (len(text) >= n or short):
+                for run in shingles(text, n):
+                    holders[run].add(len(asked))
+                asked.append((position, text))
+    sizes = {len(run) for run in holders}
     found = {}
     for position, chat in enumerate(conversations):
-        for _, turn, role, text in _turns(chat, position, n):
-            if role not in roles:
-                continue
-            hits = {k for run in shingles(text, n) for k in prompts_with.get(run, ())}
-            for number in sorted(hits):
-                place = (position, turn, asked[number][0])
-                run = _longest_run(text, asked[number][3])
-                if len(run) > len(found.get(place, ())):
-                    found[place] = run
+        for turn, message in enumerate(chat):
+            text = words(message.content) if message.role in roles else []
+            runs = {run for size in sizes if size <= len(text) for run in shingles(text, size)}
+            for number in sorted({k for run in runs for k in holders.get(run, ())}):
+                prompt, question = asked[number]
+                run = _longest_run(text, question)
+                if len(run) > len(found.get((position, turn, prompt), ())):
+                    found[position, turn, prompt] = run
     return [Overlap(*place, " ".join(run)) for place, run in found.items()]
 
 
-def _turns(chat: Conversation, position: int, n: int):
-    """(position, turn, role, words) of each turn that is long enough, or the first."""
-    first = int(chat.roles[0] == "system")
-    for turn, message in enumerate(chat):
-        text = words(message.content)
-        if len(text) >= n or turn == first:
-            yield position, turn, message.role, text
+SHORTEST_PROMPT = 3  # words; "thank you" may stand anywhere
 
 
 # --- variety -------------------------------------------------------------------------------------

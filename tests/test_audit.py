@@ -230,8 +230,8 @@ def test_planted_overlap_is_found():
     found = overlap(chats, [prompt("Name a colour."), prompt("So, bees dance when they come HOME")])
     assert [(o.conversation, o.turn, o.prompt) for o in found] == [(1, 0, 1)]
     assert found[0].passage == "bees dance when they come home"
-    assert overlap(chats, [prompt("Bees dance when they come.")]) == []
-    assert overlap(chats, [prompt("Bees dance when they come.")], n=5) != []
+    assert overlap(chats, [prompt("Bees dance when they come, or sing?")]) == []
+    assert overlap(chats, [prompt("Bees dance when they come, or sing?")], n=5) != []
 
 
 def test_overlap_looks_where_it_should():
@@ -243,19 +243,22 @@ def test_overlap_looks_where_it_should():
     assert [(o.conversation, o.turn) for o in overlap([system, reply, later], wanted)] == [(2, 2)]
     everywhere = overlap([reply], wanted, roles=("user", "assistant"))
     assert [(o.turn, o.passage) for o in everywhere] == [(1, " ".join(words(BEES)))]
-    follow_up = conversation(("user", "Hello"), ("assistant", BEES), ("user", "And in winter?"))
-    assert overlap([later], [follow_up])[0].passage == "hello"  # nothing of the prompt's reply
+    follow_up = conversation(("user", "Tell me"), ("assistant", BEES), ("user", "And in winter?"))
+    assert overlap([later], [follow_up]) == [], "a prompt's reply is no question"
 
 
-def test_short_first_turns_overlap_when_they_are_the_same():
+def test_short_prompts_overlap_when_a_turn_holds_the_whole():
     chats = [
-        chat("capital of Peru", "Lima"),
-        chat("Name the capital of Peru.", "Lima"),
-        conversation(("user", "Hm"), ("assistant", "?"), ("user", "And Italy?")),
+        chat("Name the capital of Peru!", "Lima"),
+        conversation(("user", "Hm"), ("assistant", "?"), ("user", "And in Italy?")),
+        chat("Thank you", "With pleasure."),
+        chat("The capital. Of what? Peru", "Lima"),
     ]
-    assert [o.conversation for o in overlap(chats, [prompt("Capital of Peru?")])] == [0]
-    follow_up = conversation(("user", "x"), ("assistant", "y"), ("user", "And Italy?"))
+    assert [o.conversation for o in overlap(chats, [prompt("capital of Peru?")])] == [0]
+    assert overlap(chats, [prompt("Thank you!")]) == []
+    follow_up = conversation(("user", "x"), ("assistant", "y"), ("user", "And in Italy?"))
     assert overlap(chats, [follow_up]) == []
+    assert [o.conversation for o in overlap(chats, [prompt("And in italy")])] == [1]
 
 
 def test_thirteen_words():
@@ -274,7 +277,10 @@ WORDY = st.lists(st.sampled_from("abcd"), min_size=1, max_size=12)
 @given(st.lists(WORDY, max_size=6), st.lists(WORDY, max_size=4), st.integers(1, 4))
 def test_overlap_finds_what_comparing_everything_finds(trained, asked, n):
     def share(a, b):
-        return not shingles(a, n).isdisjoint(shingles(b, n))
+        size = n if len(b) >= n else len(b)
+        runs = [b[i : i + size] for i in range(len(b) - size + 1)]
+        held = any(a[i : i + size] in runs for i in range(len(a) - size + 1))
+        return held and (size == n or size >= 3)
 
     chats = [chat(" ".join(text), "x") for text in trained]
     found = overlap(chats, [prompt(" ".join(text)) for text in asked], n)
