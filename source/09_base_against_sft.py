@@ -665,13 +665,13 @@ for matrix, row in zip(matrices, sizes, strict=True):
 # ([Kingma and Ba 2014](https://arxiv.org/abs/1412.6980)), so a matrix of small weights moves far *in relation*.
 # The picture shows the optimizer at least as much as the task.
 #
-# ### Which words moved?
+# ### Which rows moved?
 #
-# Lecture 8 trained the embeddings of `course-base`, too. Each token has a row of its own there, and the same row
-# is what the output compares a hidden state with.
+# Each token has a row of its own in the embeddings, and the same row is what the output compares a hidden state with.
+# Lecture 8 let the rows of `course-base`'s special tokens move, and no others. It has special tokens of every
+# template family; one template uses a few of them.
 #
-# **Predict first.** Which rows moved farthest: those of the words in the replies, or those of the template's
-# tokens?
+# **Predict first.** Which special rows moved: only those that stand in the conversations, or the others, too?
 
 # %% tags=["measured"]
 from course_utils.tokenizers import special_tokens
@@ -695,18 +695,16 @@ plt.show()
 
 # %% tags=["measured"]
 order = row_change.argsort(descending=True).tolist()
-print("farthest:", [tokenizer.decode([i]) for i in order[:8]])
+print(f"{(row_change > 0).sum()} rows of {len(order)} moved, {len(special)} tokens are special")
 for i in used:
-    place = order.index(i) + 1
     print(f"{tokenizer.decode([i]):<14} size {row_size[i]:.2f} -> {now[i].norm():.2f}, ", end="")
-    print(f"change {row_change[i]:.2f}, place {place} of {len(order)}")
-print(f"median row     size {row_size.median():.2f}, change {row_change.median():.2f}")
+    print(f"change {row_change[i]:.2f}, place {order.index(i) + 1}")
+if unused:
+    print(f"unused ones    change {row_change[unused].min():.2f} to {row_change[unused].max():.2f}")
 
 # %% [markdown]
-# The template's end of turn is among the rows that moved farthest: before SFT it was untrained, and it is the token
-# that ends a reply. But so are special tokens that stand in no conversation, and pieces of words. Each step also
-# pushes down the tokens that were *not* the right one, and Adam makes a full step of a small push. The start of
-# a turn, which is read but never graded, moved less than most. How far a row moved does not tell you what for.
+# Special tokens that stand in no conversation moved as well. Each step pushes down all tokens that were *not* the
+# right one, and Adam makes a full step of a small push. So how far a row moved does not tell you what for.
 #
 # ## What it forgot
 #
