@@ -337,6 +337,11 @@ MAY_IMPORT = {
     "batching": {"conversation", "masking"},
     "audit": {"conversation", "masking", "batching"},
 }
+# Rooms of several files, which may import each other.
+PACKAGES_MAY_IMPORT = {
+    "sources": {"conversation"},
+    "curriculum": {"conversation", "sources", "miniweb"},
+}
 LAST = ("show", "check")
 
 
@@ -378,6 +383,15 @@ def test_a_plain_room_imports_what_stands_before_it(room):
         "audit": {"checkpoints", "tokenizers"},
     }.get(room, set())
     assert course_imports(path, top_level_only=False) <= MAY_IMPORT[room] | late
+
+
+@pytest.mark.parametrize("room", PACKAGES_MAY_IMPORT)
+def test_a_package_imports_what_stands_before_it(room):
+    paths = list((ROOT / "course_utils" / room).glob("*.py"))
+    assert len(paths) > 1
+    for path in paths:
+        assert course_imports(path, top_level_only=False) <= PACKAGES_MAY_IMPORT[room] | {room}
+        assert set(standard(path)) <= sys.stdlib_module_names | {"course_utils"}, path
 
 
 def test_no_room_imports_show_or_check():
