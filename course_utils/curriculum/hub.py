@@ -222,7 +222,7 @@ def fetch(
     url = hub.hf_hub_url(**place, endpoint=endpoint)
     try:
         # Asked for first and once: the download itself would try for minutes to reach a dead Hub.
-        size = hub.get_hf_file_metadata(url, timeout=timeout).size
+        hub.get_hf_file_metadata(url, timeout=timeout)
         path = hub.hf_hub_download(
             **place,
             endpoint=endpoint,
@@ -234,8 +234,6 @@ def fetch(
         raise
     except Exception as error:  # whatever the layers below raise
         raise _hub_error(error, source, endpoint) from None
-    if size is not None and (got := os.path.getsize(path)) != size:
-        raise HubError("half a file", f"{source}: {got:,} bytes instead of {size:,}. Delete {path}")
     return Path(path)
 
 
@@ -274,6 +272,8 @@ def _hub_error(error: Exception, source: HubSource, endpoint: str) -> HubError:
     """
     from huggingface_hub import errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__  # "not in the cache either" says nothing of the reason
     names = {kind.__name__ for found in _with_causes(error) for kind in type(found).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or (
