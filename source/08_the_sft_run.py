@@ -303,7 +303,7 @@ show.table([{"knob": knob} | {b: str(recipes[b][knob]) for b in recipes} for kno
 # | knob | reason |
 # |---|---|
 # | steps × batch | a few passes over the conversations (next cell): few rows, so more passes would mostly repeat them |
-# | learning rate, AdamW | 1e-4 is a start for full fine-tuning of a small model, and larger models want less. It is the knob to tune first: lecture 9 asks what a run forgets |
+# | learning rate, AdamW | 1e-4 is a start for full fine-tuning of a small model, larger models want less, and a tiny one takes a little more. It is the knob to tune first: lecture 9 asks what a run forgets |
 # | warm-up | AdamW divides by an estimate of the gradient's size, and in the first steps that estimate rests on very few gradients |
 # | decay (linear to 0) | the last steps settle instead of following each batch |
 # | clip | one odd batch must not undo the others |

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -254,12 +255,14 @@ def test_any_text_is_a_content():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_conversations(ROOT / "data" / "conversations.jsonl")
+    files = ("conversations.jsonl", "curriculum/chat.jsonl")
+    return [chat for name in files for chat in load_conversations(ROOT / "data" / name)]
 
 
 @pytest.fixture(scope="module")
 def prompts():
-    return load_conversations(ROOT / "data" / "comparison_prompts.jsonl")
+    files = ("comparison_prompts.jsonl", "held_out_prompts.jsonl")
+    return [chat for name in files for chat in load_conversations(ROOT / "data" / name)]
 
 
 def user_texts(chats):
@@ -272,11 +275,13 @@ def runs_of_words(text, size=8):
 
 
 def test_shipped_conversations(shipped):
-    assert len(shipped) >= 200
+    assert len(shipped) >= 1000
     assert len({chat.id for chat in shipped} - {None}) == len(shipped)
     opening = [tuple(m.content for m in chat if m.role != "assistant") for chat in shipped]
     assert len(set(opening)) == len(opening)
-    assert len(set(user_texts(shipped))) == len(user_texts(shipped))
+    # Only what says nothing by itself ("And why?") may be said twice.
+    twice = [text for text, n in Counter(user_texts(shipped)).items() if n > 1]
+    assert all(len(text.split()) <= 3 for text in twice), twice
     for chat in shipped:
         assert chat.roles[-1] == "assistant", chat.id
         assert chat.meta["license"] == "CC-BY-4.0", chat.id
@@ -291,7 +296,8 @@ SPECIAL_TEXTS = [m for m in ALL_MARKERS if m[0] in "<["] + ["<|end_of_text|>", "
 
 
 def test_shipped_prompts(shipped, prompts):
-    assert len(prompts) >= 60
+    assert len(prompts) >= 200
+    assert all(chat.meta.get("expect") or chat.meta.get("verify") for chat in prompts[80:])
     assert len({chat.id for chat in prompts} - {None}) == len(prompts)
     assert all(chat.roles[-1] == "user" for chat in prompts)
     assert all(chat.meta["license"] == "CC-BY-4.0" for chat in prompts)

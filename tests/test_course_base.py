@@ -82,16 +82,16 @@ def test_it_completes_the_facts_that_its_web_paraphrases(base):
     assert sum(completes(*base, absent)) <= 12
 
 
-@pytest.mark.parametrize("temperature, at_least", [(0.0, 3), (1.0, 4)])
-def test_it_continues_a_question_like_the_web_and_never_ends(base, temperature, at_least):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_continues_a_question_like_the_web_and_never_ends(base, temperature):
     model, tokenizer = base
     draw = random.Random(1)
-    asked = draw.sample(select(facts(), telling="paraphrased"), 100)
+    asked = draw.sample(select(facts(), telling="paraphrased"), 200)
     questions = [fact.fill(draw.choice(fact.relation.questions)) for fact in asked]
     ids = [encode_untrusted(tokenizer, question) for question in questions]
     replies = generate(
-        model, tokenizer, ids, max_new_tokens=40, batch_size=100, temperature=temperature
+        model, tokenizer, ids, max_new_tokens=32, batch_size=100, temperature=temperature
     )
     assert not any(reply.stopped for reply in replies)
     kinds = Counter(continuation(q, r.text) for q, r in zip(questions, replies, strict=True))
-    assert sum(count >= 3 for count in kinds.values()) >= at_least, kinds
+    assert sum(count >= 0.05 * 200 for count in kinds.values()) >= 4, kinds
