@@ -5,6 +5,7 @@ import random
 import re
 
 import pytest
+from exercise_cells import solved, stubs
 
 from course_utils.check import e01
 from course_utils.check.core import CheckFailed, NotAttempted
@@ -12,22 +13,8 @@ from course_utils.comparison import wilson
 from course_utils.miniweb import facts
 from course_utils.replies import next_token_probabilities
 from course_utils.tokenizers import encode_untrusted, special_tokens
-from tools.build import MARKER, ROOT, SOLUTION, read_cells
 
-SOURCE = ROOT / "source" / "01_a_base_model_has_no_turns.exercises.py"
-
-
-def names(change):
-    """What the exercise notebook defines after `change` is applied to each of its cells."""
-    found = {}
-    for cell in read_cells(SOURCE)[2:]:
-        if cell.cell_type == "code" and not cell.metadata.get("tags"):
-            exec(change(cell.source), found)
-    return found
-
-
-SOLVED = names(lambda source: MARKER.sub("", source))
-STUBS = names(lambda source: SOLUTION.sub(r"\1raise NotImplementedError", source))
+SOLVED, STUBS = solved("01_a_base_model_has_no_turns"), stubs("01_a_base_model_has_no_turns")
 ANSWER = {
     "kind_of": ("kind_of",),
     "shares": ("shares",),

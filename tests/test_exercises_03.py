@@ -3,13 +3,13 @@
 import re
 
 import pytest
+from exercise_cells import solved, stubs
 
 from course_utils.check import e03
 from course_utils.check.core import CheckFailed, NotAttempted
 from course_utils.examples import WALKTHROUGH
-from tools.build import MARKER, ROOT, SOLUTION, read_cells
+from tools.build import ROOT
 
-SOURCE = ROOT / "source" / "03_render_by_hand.exercises.py"
 BOS, OPEN, CLOSE, EOT = (
     "<|begin_of_text|>",
     "<|start_header_id|>",
@@ -18,17 +18,7 @@ BOS, OPEN, CLOSE, EOT = (
 )
 
 
-def functions(change):
-    """What the exercise notebook defines after `change` is applied to each of its cells."""
-    names = {}
-    for cell in read_cells(SOURCE)[2:]:
-        if cell.cell_type == "code" and not cell.metadata.get("tags"):
-            exec(change(cell.source), names)
-    return names
-
-
-SOLVED = functions(lambda source: MARKER.sub("", source))
-STUBS = functions(lambda source: SOLUTION.sub(r"\1raise NotImplementedError", source))
+SOLVED, STUBS = solved("03_render_by_hand"), stubs("03_render_by_hand")
 EXERCISES = [
     "tokens_by_hand",
     "chatml_counts",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from exercise_cells import solved, stubs
 
 from course_utils import training_samples
 from course_utils.check import e04
@@ -14,23 +15,12 @@ from course_utils.check.core import CheckFailed, NotAttempted
 from course_utils.conversation import conversation
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
 from course_utils.tokenizers import WordTokenizer
-from tools.build import MARKER, ROOT, SOLUTION, read_cells
+from tools.build import ROOT
 
-SOURCE = ROOT / "source" / "04_mask_in_plain_python.exercises.py"
 SCRIPT = ROOT / "notebooks" / "mask_from_scratch.py"
 
 
-def names(change):
-    """What the exercise notebook defines after `change` is applied to each of its cells."""
-    found = {}
-    for cell in read_cells(SOURCE)[2:]:
-        if cell.cell_type == "code" and not cell.metadata.get("tags"):
-            exec(change(cell.source), found)
-    return found
-
-
-SOLVED = names(lambda source: MARKER.sub("", source))
-STUBS = names(lambda source: SOLUTION.sub(r"\1raise NotImplementedError", source))
+SOLVED, STUBS = solved("04_mask_in_plain_python"), stubs("04_mask_in_plain_python")
 ANSWER = {
     "whose_bug": "whose_bug",
     "is_graded": "is_graded",

@@ -4,27 +4,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from exercise_cells import solved, stubs  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
 from course_utils.check import e05  # noqa: E402
 from course_utils.check.core import CheckFailed, NotAttempted  # noqa: E402
-from tools.build import MARKER, ROOT, SOLUTION, read_cells  # noqa: E402
 
-SOURCE = ROOT / "source" / "05_what_to_grade.exercises.py"
 X = -100
 
 
-def names(change):
-    """What the exercise notebook defines after `change` is applied to each of its cells."""
-    found = {}
-    for cell in read_cells(SOURCE)[2:]:
-        if cell.cell_type == "code" and not cell.metadata.get("tags"):
-            exec(change(cell.source), found)
-    return found
-
-
-SOLVED = names(lambda source: MARKER.sub("", source))
-STUBS = names(lambda source: SOLUTION.sub(r"\1raise NotImplementedError", source))
+SOLVED, STUBS = solved("05_what_to_grade"), stubs("05_what_to_grade")
 
 
 @pytest.mark.parametrize("check", e05.__all__)

@@ -7,6 +7,7 @@ wrong answer would match itself.
 
 import math
 import traceback
+from functools import wraps
 
 MAX_LENGTH = 120  # characters of a shown value
 
@@ -37,6 +38,19 @@ def call(exercise, function, *args, **kwargs):
         message = f"{type(error).__name__}: {error}".rstrip(": ")
         where = learner_line(function, error)
         raise CheckFailed(f"Exercise {exercise}: {shown} raised {message}{where}") from None
+
+
+def refusing(function):
+    """The function with ValueError as its answer instead of that exception."""
+
+    @wraps(function)
+    def attempt(*arguments):
+        try:
+            return function(*arguments)
+        except ValueError:
+            return ValueError
+
+    return attempt
 
 
 def describe_call(function, *args, **kwargs):

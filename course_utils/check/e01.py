@@ -3,10 +3,10 @@
 import math
 import random
 import re
-from functools import cache, wraps
+from functools import cache
 from types import SimpleNamespace
 
-from course_utils.check.core import call, expect, fail, passed, shorten
+from course_utils.check.core import call, expect, fail, passed, refusing, shorten
 from course_utils.comparison import mentions, wilson
 from course_utils.miniweb import facts
 from course_utils.miniweb.facts import select
@@ -64,7 +64,7 @@ def shares(function):
             hint = _share_hint(entry, count, n)
             expect(exercise, entry, expected, hint, call=f"{said}[{kind!r}]", tolerance=1e-9)
     for verdicts in (["asks", "psots"], ["asks", "Posts"], ["post"]):
-        got = call(exercise, _refusing(function), list(verdicts), list(kinds))
+        got = call(exercise, refusing(function), list(verdicts), list(kinds))
         if got is not ValueError:
             said = f"shares({verdicts}, {kinds}) returned {shorten(got)}, expected a ValueError"
             fail(exercise, said, "one of the verdicts is not among the kinds.")
@@ -79,19 +79,6 @@ def _share_hint(entry, count, n):
     if not count and entry[2] == 0:
         return "0 of n is no proof of never: wilson(0, n) has an upper end."
     return "the share is count / n, the interval wilson(count, n), n all verdicts."
-
-
-def _refusing(function):
-    """The function with a ValueError as its answer instead of an exception."""
-
-    @wraps(function)
-    def attempt(*arguments):
-        try:
-            return function(*arguments)
-        except ValueError:
-            return ValueError
-
-    return attempt
 
 
 def surprise(function):

@@ -1,8 +1,6 @@
 """Checks of the exercises of lecture 04."""
 
-from functools import wraps
-
-from course_utils.check.core import call, expect, fail, passed
+from course_utils.check.core import call, expect, fail, passed, refusing
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
 
 CHATS = [
@@ -17,19 +15,6 @@ CHATS.append(
         ("assistant", ""),
     ]
 )
-
-
-def refusing(function):
-    """The function with a ValueError as its answer instead of an exception."""
-
-    @wraps(function)
-    def attempt(*arguments):
-        try:
-            return function(*arguments)
-        except ValueError:
-            return ValueError
-
-    return attempt
 
 
 def graded_text(text, mask):

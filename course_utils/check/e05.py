@@ -2,10 +2,9 @@
 
 import copy
 import random
-from functools import wraps
 from types import SimpleNamespace
 
-from course_utils.check.core import call, expect, fail, number, passed, plain, shorten
+from course_utils.check.core import call, expect, fail, number, passed, plain, refusing, shorten
 from course_utils.conversation import conversation
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
 from course_utils.masking import IGNORE_INDEX, MASK_MODES, graded_spans, training_samples
@@ -20,19 +19,6 @@ THREE_REPLIES = conversation(
     ("user", "Thanks"),
     ("assistant", "You are welcome."),
 )
-
-
-def refusing(function):
-    """The function with ValueError as its answer instead of that exception."""
-
-    @wraps(function)
-    def attempt(*arguments):
-        try:
-            return function(*arguments)
-        except ValueError:
-            return ValueError
-
-    return attempt
 
 
 def which_mask(function):
