@@ -117,7 +117,7 @@ plt.show()
 # | 04 | [The mask in plain Python](04_mask_in_plain_python.ipynb) | drafts of a mask that fail, and one that does not |
 # | 05 | [What to grade](05_what_to_grade.ipynb) | where gradient flows under each mask |
 # | 06 | [Masking in production](06_masking_in_production.ipynb) | three ways to find the reply's tokens, and which real templates break them |
-# | 07 | Data is the curriculum | *coming* |
+# | 07 | [Data is the curriculum](07_data_is_the_curriculum.ipynb) | converters that lose nothing and one that poisons its rows; what each part of a mixture buys |
 # | 08 | [The SFT run](08_the_sft_run.ipynb) | a fine-tuning run in under a minute, beside one of a larger model: loss, speed, memory |
 # | 09 | [Base against SFT](09_base_against_sft.ipynb) | the same prompts to both; whether SFT adds knowledge or lets it out |
 # | 10 | Template disasters | *coming* |

@@ -1136,7 +1136,8 @@ with TemporaryDirectory() as folder:
 #   right answer is a refusal. Counts without a check are wrong and say nothing.
 # - Labels come from the mask. Pad them with -100, never derive them from ids, and cut only behind an end of turn.
 #
-# Now do the [exercises](../exercises/06_masking_in_production.ipynb).
+# Now do the [exercises](../exercises/06_masking_in_production.ipynb). Next comes lecture
+# [07](07_data_is_the_curriculum.ipynb): where the conversations come from.
 #
 # ## Quiz
 #

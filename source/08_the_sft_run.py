@@ -9,7 +9,8 @@
 # # 08 The SFT run
 #
 # Now a base model becomes one that answers and stops. The loop is the one that pretrained it.
-# Only the batches are new, and you have built those yourself in lectures 2 to 6.
+# Only the batches are new, and you have built those yourself in lectures 2 to 6. What goes into them was
+# [lecture 7](07_data_is_the_curriculum.ipynb).
 #
 # You train **course-base**, the small model that comes with the course. Beside it stands the same run on a
 # real base, **gemma-3-270m**, recorded on two cores. Cells that show the recorded run say so. With
