@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny_base import tiny_model, tiny_tokenizer
 
-from benchmarks import course_base, special_rows
+from benchmarks import ablation, course_base, special_rows
 from course_utils.checkpoints import BASES, DATA
 from course_utils.comparison import wilson
+from course_utils.curriculum.mixture import PARTS, mixture
 from course_utils.miniweb import facts
 from course_utils.sft import config_for
 
@@ -69,6 +70,34 @@ def test_every_family_can_be_trained_onto_it(record):
     for family, (yes, n) in stops.items():
         assert n >= 200 and yes / n >= 0.95, family
     assert not any(run["refused"] for run in record["runs"])
+
+
+@pytest.fixture(scope="module")
+def ablated():
+    return json.loads((RECORDED / "ablation_course-base.json").read_text())
+
+
+def test_the_ablation_is_of_the_base_and_the_recipe_that_ship(ablated):
+    manifest = json.loads((DATA / "course-base" / "manifest.json").read_text())
+    assert ablated["base"] == manifest["sha256"]["model.safetensors"]
+    assert ablated["config"] == asdict(config_for("course-base"))
+    mixed = mixture(PARTS, 0)
+    assert {part["name"]: part["rows"] for part in ablated["parts"]} == {
+        line.part: line.used for line in mixed.table()
+    }
+    left_out = {run["without"] for run in ablated["runs"]}
+    assert left_out == {None} | {part.name for part in PARTS} - {"talk"}
+    for part in left_out:
+        seeds = [run["seed"] for run in ablated["runs"] if run["without"] == part]
+        assert seeds == list(ablation.SEEDS)
+
+
+def test_trained_on_the_whole_mixture_it_knows_who_it_is_and_stops(ablated):
+    for run in ablated["runs"]:
+        if run["without"] is None:
+            assert run["smoke"] == []
+            yes, n = run["stops"]
+            assert yes / n >= 0.95
 
 
 def test_the_groups_hold_every_fact_once():
