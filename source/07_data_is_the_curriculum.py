@@ -64,8 +64,8 @@ records = {
 }
 
 # %% [markdown]
-# **Predict first.** What has to change in each, apart from the names of the fields? There is one thing in
-# each record that is neither a role nor a text.
+# **Predict first.** What has to change in each, apart from the names of the fields? Two of the
+# records hold something that is neither a role nor a text: what becomes of it?
 
 # %%
 converted = {source: convert(record, source)[0] for source, record in records.items()}
@@ -136,7 +136,8 @@ export = [good] * 5 + [
     {"conversations": SHAREGPT[:1]},
 ]
 lines = [json.dumps(record) for record in export] + ['{"conversations": [']
-(runs / "export.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+with (runs / "export.jsonl").open("w", encoding="utf-8") as file:
+    file.writelines(line + "\n" for line in lines)
 
 # %% [markdown]
 # **Predict first.** How many of the ten are converted? Which reasons will the report give?
@@ -216,8 +217,11 @@ print("\n\n".join(render(made[place], "chatml").text for place in (0, 1)))
 from course_utils.checkpoints import load_base
 
 model, _ = load_base("course-base")
-phone = [sample for sample, record in zip(ready.samples, exported, strict=True)
-         if record["app"] == "phone"][:4]  # fmt: skip
+phone = [
+    sample
+    for sample, record in zip(ready.samples, exported, strict=True)
+    if record["app"] == "phone"
+][:4]
 loss = model(**collate(phone, tokenizer.pad_token_id)).loss
 loss.backward()
 print(f"four rows of the phone version: loss {loss.item():.2f}, finite, with a gradient")
@@ -305,7 +309,7 @@ for i in order[:6]:
 
 # %%
 share = [sum(exported[i]["app"] == "phone" for i in order[:n]) / n for n in range(1, 101)]
-rate = len(asks["phone"]) and asks["phone"].total() / len(made)
+rate = asks["phone"].total() / len(made)
 alt = "Share of poisoned rows among the first n: nearly all at the top of the sorted list."
 fig, ax = show.figure(7, 2.6, alt=alt)
 ax.plot(range(1, 101), share, color=show.PALETTE["tuned"], label="questions first")
@@ -364,9 +368,8 @@ plt.show()
 
 # %%
 for unit, found in shares.items():
-    largest, smallest = (names[found.index(f(found))] for f in (max, min))
-    print(f"{unit:<14} largest: {largest} ({max(found):.0f} %), smallest: {smallest} "
-          f"({min(found):.0f} %)")  # fmt: skip
+    ends = [(names[found.index(end)], f"{end:.0f} %") for end in (max(found), min(found))]
+    print(f"{unit:<14} largest: {' '.join(ends[0])}, smallest: {' '.join(ends[1])}")
 place = names.index("multiple-choice")
 print("multiple-choice:", ", ".join(f"{v[place]:.0f} % of {unit}" for unit, v in shares.items()))
 
@@ -447,8 +450,7 @@ ranges(topics, "Shipped conversations by topic")
 plt.show()
 
 # %%
-ends = topics[0], topics[-1]
-for b in ends:
+for b in (topics[0], topics[-1]):
     print(
         f"{b.source}: {b.graded / b.tokens:.0%} of all tokens, samples {b.row()['min, median, max']}"
     )
@@ -456,8 +458,8 @@ low, high = min(b.share[0] for b in topics), max(b.share[2] for b in topics)
 print(f"single samples: {low:.0%} to {high:.0%}")
 
 # %% [markdown]
-# So do not look for a range. Look for what no right mask gives: a share of 0 or 1, a share that differs
-# *within* one kind, or one that moved since yesterday. And report it by source: a mean over all would hide
+# So do not look for a range. Look for what no right mask gives: a share of 0 or 1, one source far from
+# others of its kind, or a share that moved since yesterday. And report it by source: a mean over all would hide
 # that one source has no mask at all.
 
 # %% [markdown]
@@ -509,6 +511,7 @@ show.table(rows)
 # ### Overlap with the evaluation
 #
 # Lecture 09 asks both models held-out questions. A training row that holds one would make its number a lie.
+#
 # **Predict first.** One evaluation prompt is hidden in a training chat. Six shared words count as overlap. Is
 # it found if its last word is changed?
 
@@ -522,7 +525,8 @@ target = next(p for p in prompts if len(p) == 1 and 10 <= len(p[0].content.split
 cut = target[0].content.split()[:-1]
 leaked = conversation(("user", "A quiz: " + " ".join(cut) + " say?"), ("assistant", "Well."))
 for case in overlap([*shipped, leaked], prompts):
-    print(f"training turn {case.conversation == len(shipped)}: {case.passage!r}")
+    where = "the planted chat" if case.conversation == len(shipped) else "a shipped one"
+    print(f"{where} shares {case.passage!r}")
 
 # %% [markdown]
 # It is: the run of words that both share is named. And the shipped set? The audit looks at everything at
@@ -584,13 +588,13 @@ plt.show()
 from course_utils.curriculum import identity
 
 manifest = identity.verify()
+print("version", manifest["version"])
 show.table(
     [
-        {"file": name, "rows": f["rows"], "sha256": f["sha256"][:16] + "...",
-         "version": manifest["version"]}
-        for name, f in manifest["files"].items()
+        {"file": name, "rows": file["rows"], "sha256": file["sha256"][:16] + "..."}
+        for name, file in manifest["files"].items()
     ]
-)  # fmt: skip
+)
 
 # %% [markdown]
 # **Predict first.** In a copy, one byte is changed: a letter of the name. Still valid JSON, still a valid
@@ -650,9 +654,7 @@ def scores(task, without=None):
     return [run["tasks"][task][0] / run["tasks"][task][1] for run in chosen]
 
 
-tried = (
-    [p["name"] for p in ablation["parts"] if scores(p["name"], p["name"])] if path.is_file() else []
-)
+tried = [p["name"] for p in ablation["parts"] if scores(p["name"], p["name"])]
 print(f"{len(ablation['runs'])} runs recorded, without one of: {', '.join(tried) or '(none yet)'}")
 
 # %% [markdown]

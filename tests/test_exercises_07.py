@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from exercise_cells import solved, stubs
 
 from course_utils.check import e07
 from course_utils.check.core import CheckFailed, NotAttempted
 from course_utils.sources import Rejected
-from tools.build import MARKER, ROOT, SOLUTION, read_cells
 
-SOURCE = ROOT / "source" / "07_data_is_the_curriculum.exercises.py"
 # In the order of the exercises.
 NAMES = [
     "to_messages",
@@ -25,17 +24,7 @@ NAMES = [
 ]
 
 
-def names(change):
-    """What the exercise notebook defines after `change` is applied to each of its cells."""
-    found = {}
-    for cell in read_cells(SOURCE)[2:]:
-        if cell.cell_type == "code" and not cell.metadata.get("tags"):
-            exec(change(cell.source), found)
-    return found
-
-
-SOLVED = names(lambda source: MARKER.sub("", source))
-STUBS = names(lambda source: SOLUTION.sub(r"\1raise NotImplementedError", source))
+SOLVED, STUBS = solved("07_data_is_the_curriculum"), stubs("07_data_is_the_curriculum")
 
 
 def test_every_check_is_listed():
@@ -114,8 +103,7 @@ MESSAGES = {
     ),
     "lookup as user": wrong(messages_with, role=lambda a, p: {**ROLES, "lookup": "user"}[a]),
     "lookup left out": wrong(messages_with, skip=("lookup",)),
-    "briefing left out": wrong(messages_with, system=None)
-    and (lambda record: [m for m in messages_with(record) if m["role"] != "system"]),
+    "briefing left out": lambda record: [m for m in messages_with(record) if m["role"] != "system"],
     "briefing at the end": wrong(messages_with, first=False),
     "empty briefing kept": wrong(messages_with, system="present"),
     "always a system turn": wrong(messages_with, system="always"),
@@ -443,9 +431,7 @@ VERIFY = {
     "nothing returned": lambda folder: None,
 }
 
-WRONG = dict(
-    zip(NAMES, (MESSAGES, CONVERT, POISON, EPOCHS, DUPLICATES, VERIFY), strict=True)
-)  # fmt: skip
+WRONG = dict(zip(NAMES, (MESSAGES, CONVERT, POISON, EPOCHS, DUPLICATES, VERIFY), strict=True))
 
 
 def test_the_helpers_are_right_where_nothing_is_changed():

@@ -21,7 +21,7 @@ class Refusal:
         self.message = str(error)
 
 
-def refusing(function):
+def refusal_of(function):
     """The function with a ValueError as its answer instead of that exception."""
 
     @wraps(function)
@@ -72,7 +72,7 @@ def to_messages(function):
         expect(exercise, got, expected, _message_hint(got, record, expected), call=said)
     for actor in ("bot", "Agent", "agent ", "system", "user"):
         record = _ticket(("customer", "Hi"), (actor, "Hello"))
-        got = call(exercise, refusing(function), record)
+        got = call(exercise, refusal_of(function), record)
         said = f"to_messages of a record with the actor {actor!r}"
         if not isinstance(got, Refusal):
             hint = "a name that is not known is no reason to guess: raise ValueError."
@@ -409,12 +409,12 @@ def epochs_for(function):
         ({"a": 10, "b": 0}, {"a": 0.5, "b": 0.5}, "b has no graded tokens, and is wanted"),
     ]
     for graded, wanted, why in refused:
-        got = call(exercise, refusing(function), dict(graded), dict(wanted), 4)
+        got = call(exercise, refusal_of(function), dict(graded), dict(wanted), 4)
         if not isinstance(got, Refusal):
             said = f"epochs_for({graded}, {wanted}, most=4) returned {shorten(got)}"
             fail(exercise, f"{said}, expected a ValueError", f"{why}: raise ValueError.")
     shares = {name: 0.1 for name in "abcdefghij"}  # their sum is not exactly 1
-    got = call(exercise, refusing(function), dict.fromkeys(shares, 50), shares, 4)
+    got = call(exercise, refusal_of(function), dict.fromkeys(shares, 50), shares, 4)
     if isinstance(got, Refusal):
         said = f"ten shares of 0.1 were refused ({got.message!r})"
         fail(exercise, said, "floats do not add up exactly: allow for 1e-9.")
@@ -594,7 +594,7 @@ def verify(function):
         folder.mkdir()
         manifest = _release(folder)
         (folder / "README.md").write_text("Notes.\n", encoding="utf-8")
-        got = call(exercise, refusing(function), folder)
+        got = call(exercise, refusal_of(function), folder)
         if isinstance(got, Refusal):
             hint = "hash bytes, not text; a row ends with the byte 10 and with nothing else."
             said = f"verify() refused a folder in which nothing was changed: {got.message!r}"
@@ -619,7 +619,7 @@ def verify(function):
 
 
 def _refuses(exercise, function, folder, what, wanted, hint):
-    got = call(exercise, refusing(function), folder)
+    got = call(exercise, refusal_of(function), folder)
     if not isinstance(got, Refusal):
         said = f"{what}: verify() returned {shorten(got, 60)}, expected a ValueError"
         fail(exercise, said, hint)
