@@ -211,7 +211,8 @@ print(ready)
 print("\n\n".join(render(made[place], "chatml").text for place in (0, 1)))
 
 # %% [markdown]
-# As many rows as records, none refused, and the first ones that you look at are right. They train, too:
+# As many rows as records, none refused, and the first ones that you look at are right. Nor
+# does training mind: all that it asks for is a finite loss with a gradient.
 
 # %% tags=["measured"]
 from course_utils.checkpoints import load_base
