@@ -10,17 +10,20 @@ Counts are written as [yes, n].
 
 import argparse
 import json
+import os
+import re
 import shlex
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from benchmarks.course_base import count
+from benchmarks.course_base import count, obeyed, right
 from course_utils.batching import prepare
 from course_utils.checkpoints import DATA, hardware, load_base, local_folder, use_family
-from course_utils.comparison import mentions, obeys
 from course_utils.curriculum.identity import smoke, smoke_prompts
 from course_utils.curriculum.mixture import PARTS, mixture
 from course_utils.curriculum.tasks import TASKS
@@ -35,15 +38,21 @@ SEEDS = (0, 1, 2)
 KINDS = {"facts": "knowledge", "follow-ups": "follow_up", "form": "instruction"}
 
 
-def solved(prompt, reply) -> bool:
-    """Is the reply right, and of the form that was asked for? Of form, only the form counts."""
-    right = mentions(reply.text, prompt.meta["expect"])
-    obeyed = obeys(reply.text, prompt.meta["verify"], finished=reply.stopped)
-    return obeyed and (right or prompt.meta["kind"] == "instruction")
+# What a reply to these parts' prompts looks like, right or wrong: the form that the part teaches.
+FORMS = {
+    "multiple-choice": re.compile(r"(The answer is )?[A-D]\b"),
+    "arithmetic": re.compile(r"\d+ [-+x] \d+ = \d+\. .*\d"),
+    "spelling": re.compile(r"\w(-\w)+|\w+ has \d|.*\d (letters|times?)"),
+}
 
 
 def measure(model, tokenizer, number: int) -> dict:
-    """{"tasks": {part: [yes, n]}, "stops": [yes, n], "smoke": what failed}, greedily."""
+    """What the model does with held-out prompts of all parts, greedily; counts are [yes, n].
+
+    tasks: facts and follow-ups right, rules obeyed, identity's smoke prompts passed, and for the
+           other parts replies in the form that the part teaches
+    right: of these others, the replies that are also right
+    """
     chats = chat_prompts(3 * number)
     asked = {
         part: [prompt for prompt in chats if prompt.meta["kind"] == kind]
@@ -54,18 +63,21 @@ def measure(model, tokenizer, number: int) -> dict:
     every = [prompt for prompts in asked.values() for prompt in prompts]
     ids = [prompt_ids(prompt, tokenizer) for prompt in every]
     replies = iter(generate(model, tokenizer, ids, max_new_tokens=48, batch_size=100))
-    found = {
-        part: [(prompt, next(replies)) for prompt in prompts] for part, prompts in asked.items()
-    }
-    failed = smoke([reply.text for _, reply in found["identity"]])
-    tasks = {
-        part: count(solved(*pair) for pair in pairs)
-        for part, pairs in found.items()
-        if part != "identity"
-    }
+    pairs = {part: [(prompt, next(replies)) for prompt in asked[part]] for part in asked}
+    failed = smoke([reply.text for _, reply in pairs["identity"]])
+    tasks = {part: count(right(*pair) for pair in pairs[part]) for part in ("facts", "follow-ups")}
+    tasks["form"] = count(obeyed(*pair) for pair in pairs["form"])
     tasks["identity"] = [len(asked["identity"]) - len(failed), len(asked["identity"])]
-    stops = count(reply.stopped for pairs in found.values() for _, reply in pairs)
-    return {"tasks": tasks, "stops": stops, "smoke": failed}
+    for part, form in FORMS.items():
+        tasks[part] = count(form.match(reply.text) is not None for _, reply in pairs[part])
+    return {
+        "tasks": tasks,
+        "right": {
+            part: count(right(p, r) and obeyed(p, r) for p, r in pairs[part]) for part in FORMS
+        },
+        "stops": count(reply.stopped for found in pairs.values() for _, reply in found),
+        "smoke": failed,
+    }
 
 
 def run(base: str, without: str | None, seed: int, steps: int | None, number: int) -> dict:
@@ -132,10 +144,15 @@ def main(arguments: list[str] | None = None) -> int:
         "runs": [],
     }
     # Small talk has no prompts that a program could judge, so leaving it out measures nothing.
-    for without in (None, *(part.name for part in PARTS if part.name != "talk")):
-        for seed in seeds:
-            record["runs"].append(run(options.base, without, seed, steps, number))
-            print(record["runs"][-1], flush=True)
+    left_out = (None, *(part.name for part in PARTS if part.name != "talk"))
+    plan = [(options.base, part, seed, steps, number) for part in left_out for seed in seeds]
+    # Small batches use one core well and two badly, so runs go side by side, a thread each.
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for found in pool.map(run, *zip(*plan, strict=True)):
+            record["runs"].append(found)
+            print(found, flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"Wrote {options.output}.")

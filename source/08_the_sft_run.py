@@ -98,8 +98,8 @@ for run in pair:
 
 # %% [markdown]
 # The real base was trained with its embeddings **frozen**: that saves 2 GiB, and 250 conversations could move
-# only a few of 262,144 rows anyway. For `course-base` there is nothing to save. There is also a reason why some of
-# its rows *must* be trained, and you will measure it.
+# only a few of 262,144 rows anyway. For `course-base` there is nothing to save, and there is
+# a reason to train some of its rows, which you will measure.
 #
 # ## Step 2: conversations
 #
@@ -392,6 +392,8 @@ answered = [
     q + encode(tokenizer, chat[1].content).ids for q, chat in zip(questions, asking, strict=True)
 ]
 
+# %%
+
 
 def sixty_steps(train_embeddings):
     short, _ = load_base(name, dtype=torch.float32)
@@ -420,10 +422,11 @@ for how, short in short_runs.items():
         print(f"  {p:6.1%}  {tokenizer.decode([number])!r}")
 
 # %% [markdown]
-# Both lists show what each model considers after a finished answer. Compare the probability of its end of turn,
-# and look for other tokens that pretraining never met: a frozen row of the end of turn can only be raised together
-# with those that lie next to it. A reply that stops greedily says little about that, so look at the sampled ones
-# too. Training rows that nobody trained before is a known need
+# Both lists show what each model considers after a finished answer. Greedily both stop already: no other token
+# is more probable. But compare the probability of the end of turn in the two lists. Frozen, its row lies among those
+# of all unused tokens, and the model can hardly raise it alone; with its own row trained, the same 60 steps bring it
+# several times as far. Sampled replies need that, and 60 steps are not yet enough for them. Training rows that nobody
+# trained before is a known need
 # ([torchtune #2429](https://github.com/pytorch/torchtune/issues/2429) reports a base model's untrained
 # special tokens).
 #
@@ -574,6 +577,11 @@ bench = json.loads((recorded / "course_base_sft.json").read_text())
 print(bench["command"], "on", bench["hardware"]["device"])
 of_family = {run["family"]: run for run in reversed(bench["runs"])}
 stops = {family_: run["stops"] for family_, run in sorted(of_family.items())}
+for family_, (yes, n) in stops.items():
+    print(f"{family_:<8} stops at {yes} of {n}; refused: {of_family[family_]['refused']}")
+    assert yes / n >= 0.95
+
+# %%
 show.bars(
     list(stops),
     [100 * yes / n for yes, n in stops.values()],
@@ -582,9 +590,6 @@ show.bars(
     alt="Bars: how often a model trained with each template family stops by itself.",
 )
 plt.show()
-for family_, (yes, n) in stops.items():
-    print(f"{family_:<8} stops at {yes} of {n}; refused: {of_family[family_]['refused']}")
-    assert yes / n >= 0.95
 
 # %% [markdown]
 # Stopping does not depend on the family: the model learns whatever end of turn the template grades.

@@ -321,7 +321,7 @@ def test_wilson(successes, n, low, high):
 
 
 def test_wilson_holds_the_share_and_narrows():
-    for n in (1, 7, 80):
+    for n in (1, 7, 80, 801):
         for successes in range(n + 1):
             low, high = wilson(successes, n)
             assert 0 <= low <= successes / n <= high <= 1
