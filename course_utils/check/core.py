@@ -99,7 +99,9 @@ def passed(exercise):
 
 
 def plain(value):
-    """Tensors and arrays as lists and numbers."""
+    """Tensors and arrays as lists and numbers, a defaultdict and its like as a dict."""
+    if isinstance(value, dict):
+        return dict(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -110,15 +112,15 @@ def number(value):
 def equal(got, expected, tolerance=None):
     if tolerance is not None and number(got) and number(expected):
         return math.isclose(got, expected, rel_tol=0, abs_tol=tolerance)
+    if isinstance(got, dict) and isinstance(expected, dict):  # a defaultdict is a dict
+        return got.keys() == expected.keys() and all(
+            equal(got[key], expected[key], tolerance) for key in expected
+        )
     if type(got) is not type(expected) and not (number(got) and number(expected)):
         return False
     if isinstance(expected, list | tuple):
         pairs = zip(got, expected, strict=False)
         return len(got) == len(expected) and all(equal(a, b, tolerance) for a, b in pairs)
-    if isinstance(expected, dict):
-        return got.keys() == expected.keys() and all(
-            equal(got[key], expected[key], tolerance) for key in expected
-        )
     return bool(got == expected)
 
 
