@@ -68,6 +68,8 @@ def to_messages(record: dict) -> list[dict]:
 
     record: "events" is a list of {"actor", "body"}; "briefing" may be there. It is not changed.
 
+    A missing, None or empty briefing gives no turn. One of blanks is a text: it is copied as it is.
+
     Raises `ValueError` naming the actor if an actor is none of "customer", "agent", "lookup". Names
     are matched exactly: nobody knows whether "Agent" is the same.
 
@@ -122,6 +124,7 @@ def convert_all(records: Iterable, convert: Callable) -> tuple[list, dict]:
             position counts records from 0. Every record is in "converted" or in "rejected".
 
     Only `Rejected` and a returned None are rejections. Any other exception is a bug and goes on up.
+    `convert` is called once for each record: it may be slow.
 
     >>> convert_all(["ok", "ok"], str.upper)
     (['OK', 'OK'], {'records': 2, 'converted': 2, 'rejected': {}})
@@ -183,12 +186,13 @@ def find_poison(convert: Callable, records: list[dict], roles: dict) -> dict[str
     """The texts that a converter moved, merged or lost, in the order of the records and turns.
 
     convert: record -> [{"role": ..., "content": ...}, ...]; raises ValueError for a record that it
-             refuses, which is honest and no poison
+             refuses, which is honest and no poison. Any other exception is a bug and goes on up.
     records: each {"conversations": [{"from": ..., "value": ...}, ...]}
     roles:   what each name in "from" means: "system", "user", "assistant" or "tool"
 
-    Texts are compared as they are: one that was stripped or put into lower case is lost. If a text
-    occurs twice and one of the two is missing, name it once.
+    Texts are compared as they are: one that was stripped or put into lower case is lost. Name a text
+    as often as it is missing: once if it occurs twice and one of the two is missing, twice if both
+    are, and again for another record. All three kinds stand in the result.
 
     >>> record = {"conversations": [{"from": "human", "value": "Hi"}]}
     >>> find_poison(lambda r: [{"role": "assistant", "content": "Hi"}], [record], {"human": "user"})
@@ -252,6 +256,8 @@ def epochs_for(graded: dict[str, int], wanted: dict[str, float], most: float) ->
     graded: graded tokens of each part, shown once
     wanted: the share of each part in the graded tokens of the mixture; 0 leaves a part out
     most:   how often a part may be shown
+
+    A share of 0 gives 0 epochs; every part stands in the result.
 
     Raises `ValueError` if the two do not name the same parts, if the shares do not add up to 1 (within
     1e-9), or if a part without graded tokens is wanted.
@@ -358,7 +364,7 @@ def verify(folder: Path) -> dict:
     """The manifest of a folder, if its .jsonl files are exactly what it says.
 
     folder: holds manifest.json; "sha256" is the hex digest of a file's bytes, "rows" the number of its
-            line ends (the byte 10)
+            line ends (the byte 10). Files that are not .jsonl may lie there, too.
 
     Raises `ValueError` that names the file if
     - a file of the manifest is missing, or a .jsonl file in the folder is not in the manifest,

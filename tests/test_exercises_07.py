@@ -1,9 +1,10 @@
 """Lecture 07's checks accept the right answer and refuse plausible wrong ones in one line."""
 
 import hashlib
+import io
 import json
 import re
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,9 @@ MESSAGES = {
     "briefing left out": lambda record: [m for m in messages_with(record) if m["role"] != "system"],
     "briefing at the end": wrong(messages_with, first=False),
     "empty briefing kept": wrong(messages_with, system="present"),
+    "briefing of blanks left out": lambda record: messages_with(
+        record | {"briefing": record.get("briefing") if str(record.get("briefing")).strip() else ""}
+    ),
     "always a system turn": wrong(messages_with, system="always"),
     "texts stripped": wrong(messages_with, text=str.strip),
     "unknown actors are users": wrong(messages_with, raising=False),
@@ -171,6 +175,9 @@ CONVERT = {
     "one reason for all": wrong(convert_with, reason=lambda error: "rejected"),
     "counted from one": wrong(convert_with, start=1),
     "records gone through twice": twice_through,
+    "converted twice": lambda records, convert: convert_with(
+        records, lambda record: (convert(record), convert(record))[0]
+    ),
     "length of the records": lambda records, convert: (
         len(records),
         convert_with(records, convert),
@@ -193,14 +200,15 @@ CONVERT = {
 
 def poison_with(
     convert, records, roles, *, names=None, text=lambda t: t, multiset=True, moved=True, merge=True,
-    whole=True, refuse=True, once=False, ordered=True,
+    whole=True, refuse=ValueError, once=False, ordered=True, used=False,
 ):  # fmt: skip
     """A right property check; every argument breaks one part of it."""
+    refused = refuse or ValueError
     found = {"moved": [], "merged": [], "lost": []}
     for record in records:
         try:
             made = convert(record)
-        except ValueError:
+        except refused:
             if not refuse:
                 found["lost"] += [turn["value"] for turn in record["conversations"]]
             continue
@@ -219,6 +227,7 @@ def poison_with(
             missing[turn] -= 1
             if moved and surplus[turn[1]] > 0:
                 surplus[turn[1]] -= not once
+                surplus = +surplus if used else surplus
                 found["moved"].append(turn[1])
             elif merge and any(turn[1] in t and (turn[1] != t or not whole) for t in surplus):
                 found["merged"].append(turn[1])
@@ -249,6 +258,11 @@ def cleaned(convert, records, roles):
     return poison_with(convert, records, roles)
 
 
+def together(parts):
+    parts = list(parts)
+    return {kind: sum((p[kind] for p in parts), []) for kind in ("moved", "merged", "lost")}
+
+
 POISON = {
     "roles not looked at": all_texts_alone,
     "texts stripped": wrong(poison_with, text=str.strip),
@@ -256,7 +270,15 @@ POISON = {
     "moved is lost": wrong(poison_with, moved=False),
     "merged is lost": wrong(poison_with, merge=False),
     "moved is merged": wrong(poison_with, moved=False, whole=False),
-    "a refusal is a loss": wrong(poison_with, refuse=False),
+    "a refusal is a loss": wrong(poison_with, refuse=None),
+    "every exception is a refusal": wrong(poison_with, refuse=Exception),
+    "a surplus turn is never used up": wrong(poison_with, once=True),
+    "each text once": lambda *a: {k: list(dict.fromkeys(t)) for k, t in poison_with(*a).items()},
+    "each text once in a record": lambda convert, records, roles: together(
+        {k: list(dict.fromkeys(t)) for k, t in poison_with(convert, [record], roles).items()}
+        for record in records
+    ),
+    "kinds without texts left out": lambda *a: {k: t for k, t in poison_with(*a).items() if t},
     "roles written down": wrong(poison_with, names=e07.NAMES),
     "another order": wrong(poison_with, ordered=False),
     "records cleaned": cleaned,
@@ -305,6 +327,7 @@ EPOCHS = {
     "sum not checked": wrong(epochs_with, check="ng"),
     "empty parts not refused": wrong(epochs_with, check="ns"),
     "exact sum": wrong(epochs_with, tolerance=0),
+    "sum within 1e-6": wrong(epochs_with, tolerance=1e-6),
     "division by zero": lambda graded, wanted, most: {
         n: s * min(most * graded[m] / t for m, t in wanted.items()) / graded[n]
         for n, s in wanted.items()
@@ -354,6 +377,9 @@ DUPLICATES = {
     "Dice": wrong(duplicates_with, of=lambda a, b: 2 * len(a & b) / (len(a) + len(b))),
     "runs counted twice": wrong(duplicates_with, bag=Counter, of=counted),
     "case matters": wrong(duplicates_with, words=lambda text: re.findall(r"\w+", text)),
+    "letters from a to z": wrong(
+        duplicates_with, words=lambda text: re.findall("[a-z0-9]+", text.lower())
+    ),
     "split at white space": wrong(duplicates_with, words=lambda text: text.lower().split()),
     "short texts have no run": wrong(duplicates_with, short=False),
     "empty texts are alike": wrong(duplicates_with, silent=True),
@@ -372,13 +398,13 @@ DUPLICATES = {
 
 def verify_with(
     folder, *, read=Path.read_bytes, rows=lambda c: c.count(b"\n"), check="rhmx", first=False,
-    error=ValueError, said="full", answer=None,
+    error=ValueError, said="full", answer=None, pattern="*.jsonl",
 ):  # fmt: skip
     """A right check of a folder; every argument breaks one part of it."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     files = manifest["files"]
     if "x" in check:
-        for path in folder.glob("*.jsonl"):
+        for path in folder.glob(pattern):
             if path.name not in files:
                 raise error(f"{path.name} was never released")
     for name, described in list(files.items())[: 1 if first else None]:
@@ -410,6 +436,12 @@ VERIFY = {
         verify_with, read=lambda path: path.read_text(encoding="utf-8").encode("utf-8")
     ),
     "splitlines": wrong(verify_with, rows=lambda c: len(c.decode("utf-8").splitlines())),
+    "lines of bytes": wrong(verify_with, rows=lambda c: len(c.splitlines())),
+    "lines of a binary file": wrong(verify_with, rows=lambda c: len(list(io.BytesIO(c)))),
+    "lines of a text file": wrong(
+        verify_with, rows=lambda c: len(list(io.TextIOWrapper(io.BytesIO(c), encoding="utf-8")))
+    ),
+    "every file must be in the manifest": lambda folder: verify_with(folder, pattern="*"),
     "one row too many": wrong(verify_with, rows=lambda c: len(c.split(b"\n"))),
     "the first file alone": wrong(verify_with, first=True),
     "missing file not looked for": wrong(verify_with, check="rhx"),
@@ -444,6 +476,32 @@ def test_the_helpers_are_right_where_nothing_is_changed():
     e07.verify(verify_with)
 
 
+def test_right_answers_of_another_kind_are_accepted():
+    def as_defaultdict(records, convert):
+        made, report = convert_with(records, convert)
+        return made, report | {"rejected": defaultdict(list, report["rejected"])}
+
+    e07.convert_all(as_defaultdict)
+    e07.find_poison(lambda *arguments: defaultdict(list, poison_with(*arguments)))
+    e07.find_poison(wrong(poison_with, used=True))  # a used-up turn holds no other text
+    e07.epochs_for(lambda *arguments: OrderedDict(epochs_with(*arguments)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["to_messages", "epochs_for", "verify"],
+)
+def test_another_exception_than_a_valueerror_gets_the_hint_of_its_case(name):
+    def other(*arguments):
+        try:
+            return SOLVED[name](*arguments)
+        except ValueError as error:
+            raise KeyError(str(error)) from None
+
+    with pytest.raises(CheckFailed, match=r"raised KeyError, expected a ValueError\. Hint: "):
+        getattr(e07, name)(other)
+
+
 @pytest.mark.parametrize(
     ("name", "mistake"), [(name, mistake) for name, wrongs in WRONG.items() for mistake in wrongs]
 )
@@ -475,6 +533,19 @@ def test_a_wrong_answer_is_refused_in_one_line(name, mistake):
         ("verify", "read as text", "bytes"),
         ("verify", "new file not looked for", "nobody released"),
         ("verify", "rows alone", "hash the bytes"),
+        ("verify", "every file must be in the manifest", "only .jsonl files are released"),
+        ("verify", "lines of a binary file", "the byte 10 alone"),
+        ("verify", "lines of bytes", "the byte 10 and with nothing else"),
+        ("to_messages", "briefing of blanks left out", "of blanks"),
+        ("to_messages", "KeyError", "no reason to guess"),
+        ("convert_all", "converted twice", "once for each record"),
+        ("find_poison", "a surplus turn is never used up", "used up"),
+        ("find_poison", "each text once", "as often as"),
+        ("find_poison", "each text once in a record", "as often as"),
+        ("find_poison", "every exception is a refusal", "ValueError alone"),
+        ("find_poison", "kinds without texts left out", "all three"),
+        ("epochs_for", "sum within 1e-6", "1e-9"),
+        ("near_duplicates", "letters from a to z", "letters"),
     ],
 )
 def test_the_hint_fits_the_mistake(name, mistake, hint):

@@ -14,15 +14,15 @@ from course_utils.check.core import call, expect, fail, number, passed, plain, s
 from course_utils.sources import Rejected
 
 
-class Refusal:
-    """A ValueError that came back as an answer, with its message."""
+class Raised:
+    """An exception that came back as an answer."""
 
     def __init__(self, error):
-        self.message = str(error)
+        self.error, self.message = error, str(error)
 
 
-def refusal_of(function):
-    """The function with a ValueError as its answer instead of that exception."""
+def raised_by(function, *kinds):
+    """The function with exceptions of these kinds as its answer instead."""
 
     @wraps(function)
     def attempt(*arguments):
@@ -30,10 +30,21 @@ def refusal_of(function):
             return function(*arguments)
         except NotImplementedError:
             raise
-        except ValueError as error:
-            return Refusal(error)
+        except kinds as error:
+            return Raised(error)
 
     return attempt
+
+
+def refusal(exercise, function, arguments, said, hint):
+    """The message of the ValueError that must come; fails with the hint where none does."""
+    got = call(exercise, raised_by(function, Exception), *arguments)
+    if not isinstance(got, Raised):
+        fail(exercise, f"{said} returned {shorten(got, 60)}, expected a ValueError", hint)
+    if not isinstance(got.error, ValueError):
+        kind = type(got.error).__name__
+        fail(exercise, f"{said} raised {kind}, expected a ValueError", hint)
+    return got.message
 
 
 # --- 7.1 -----------------------------------------------------------------------------------------
@@ -54,6 +65,7 @@ TICKETS = [
     _ticket(("agent", "Still there?"), ("customer", "Yes"), ("agent", "Good"), briefing=""),
     _ticket(("customer", " two\n spaces "), ("agent", "ok\n"), briefing=None),
     _ticket(("customer", "a"), ("customer", "b"), ("agent", "c"), briefing=" Formal "),
+    _ticket(("customer", "Hi"), ("agent", "Hello"), briefing=" \n"),
 ]
 ACTORS = {"customer": "user", "agent": "assistant", "lookup": "tool"}
 
@@ -72,14 +84,12 @@ def to_messages(function):
         expect(exercise, got, expected, _message_hint(got, record, expected), call=said)
     for actor in ("bot", "Agent", "agent ", "system", "user"):
         record = _ticket(("customer", "Hi"), (actor, "Hello"))
-        got = call(exercise, refusal_of(function), record)
         said = f"to_messages of a record with the actor {actor!r}"
-        if not isinstance(got, Refusal):
-            hint = "a name that is not known is no reason to guess: raise ValueError."
-            fail(exercise, f"{said} returned {shorten(got)}, expected a ValueError", hint)
-        if actor not in got.message:
+        hint = "a name that is not known is no reason to guess: raise ValueError."
+        message = refusal(exercise, function, [record], said, hint)
+        if actor not in message:
             hint = "name the actor, so that somebody can decide what it means."
-            fail(exercise, f"{said} raised ValueError({got.message!r})", hint)
+            fail(exercise, f"{said} raised ValueError({message!r})", hint)
     passed(exercise)
 
 
@@ -94,6 +104,8 @@ def _message_hint(got, record, expected):
         return "the keys are renamed, the roles are not: customer is the schema's user."
     if len(got) == len(expected) + 1 and roles[0] == "system":
         return "without a briefing, or with an empty one, there is no system turn."
+    if wanted[0] == "system" and "system" not in roles and not record["briefing"].strip():
+        return "a briefing of blanks is a text: it is copied as it is."
     if wanted[0] == "system" and "system" not in roles:
         return "the briefing is a system text, and stands first."
     if len(got) < len(expected):
@@ -122,6 +134,16 @@ def _picky(record):
     return record["text"] if isinstance(record, dict) else [record]
 
 
+def _noting(seen):
+    """The same converter, which notes the records that it is called with."""
+
+    def convert(record):
+        seen.append(record)
+        return _picky(record)
+
+    return convert
+
+
 def convert_all(function):
     exercise = "7.2"
     cases = [
@@ -145,10 +167,15 @@ def convert_all(function):
             {"records": len(records), "converted": len(kept), "rejected": rejected},
         )
         for given in (list(records), (record for record in records)):
-            got = call(exercise, function, given, _picky)
+            seen = []
+            got = call(exercise, function, given, _noting(seen))
             kind = "" if isinstance(given, list) else "a generator of "
             said = f"convert_all({kind}{shorten(records, 60)}, convert)"
             expect(exercise, got, expected, _report_hint(got, expected), call=said)
+            if seen != records:
+                hint = "call it once for each record, and keep what it returns."
+                said = f"{said} called convert {len(seen)} times for {len(records)} records"
+                fail(exercise, said, hint)
     for error in (KeyError("value"), ValueError("a bug, and no rejection")):
         _bug_goes_up(exercise, function, error)
     passed(exercise)
@@ -159,14 +186,11 @@ def _bug_goes_up(exercise, function, error):
         raise error
 
     kind = type(error).__name__
-    try:
-        got = function(["a"], buggy)
-    except NotImplementedError:
-        raise
-    except Exception as raised:
-        if raised is error:
+    got = call(exercise, raised_by(function, Exception), ["a"], buggy)
+    if isinstance(got, Raised):
+        if got.error is error:
             return
-        got = raised
+        got = got.error
     hint = "catch `Rejected` alone: any other exception is a bug of the converter."
     said = f"with a converter that raises {kind}, convert_all gave {shorten(got)}"
     fail(exercise, f"{said}, expected that {kind}", hint)
@@ -217,6 +241,7 @@ CHATS = [
     _record(("human", "One moment"), ("human", "  What is 2+2? "), ("gpt", "4")),
     _record(("human", "Time in Rome?"), ("observation", "12:05"), ("gpt", "Five past twelve.")),
     _record(("gpt", "Tea or coffee?"), ("human", "Tea, please.")),
+    _record(("human", "Sure?"), ("gpt", "Yes."), ("human", "Quite?"), ("gpt", "Yes.")),
 ]
 
 
@@ -281,6 +306,16 @@ def dropping_the_last_question(record):
     return _messages(turns[:-1] if turns[-1][0] == "user" else turns)
 
 
+def without_short_turns(record):
+    return _messages((role, text) for role, text in _turns(record) if len(text) > 4)
+
+
+def first_reply_as_user_others_left_out(record):
+    turns = _turns(record)
+    replies = [("user", text) for role, text in turns if role == "assistant"]
+    return _messages([turn for turn in turns if turn[0] != "assistant"] + replies[:1])
+
+
 CONVERTERS = [
     honest,
     by_position,
@@ -291,6 +326,8 @@ CONVERTERS = [
     strict,
     tools_as_users,
     dropping_the_last_question,
+    without_short_turns,
+    first_reply_as_user_others_left_out,
 ]
 
 
@@ -333,7 +370,7 @@ def find_poison(function):
                 records[:] = before
                 fail(exercise, f"{said} changed the records", "leave them as they are.")
             if not isinstance(got, dict) or got.keys() != expected.keys():
-                hint = 'return {"moved": [...], "merged": [...], "lost": [...]}.'
+                hint = 'return {"moved": [...], "merged": [...], "lost": [...]}, all three always.'
                 fail(exercise, f"{said} returned {shorten(got)}", hint)
             for kind in expected:  # one kind after the other, so that the message stays short
                 hint = _poison_hint(got, expected, convert)
@@ -345,7 +382,22 @@ def find_poison(function):
     expected = {"moved": ["So."], "merged": [], "lost": ["Why?"]}
     hint = "the source's names are in `roles`; each source has its own."
     expect(exercise, got, expected, hint, call=f"find_poison(..., roles={roles})")
+    _only_refusals_are_honest(exercise, function)
     passed(exercise)
+
+
+def _only_refusals_are_honest(exercise, function):
+    error = KeyError("role")
+
+    def buggy(record):
+        raise error
+
+    got = call(exercise, raised_by(function, Exception), buggy, CHATS[:1], dict(NAMES))
+    if not (isinstance(got, Raised) and got.error is error):
+        got = got.error if isinstance(got, Raised) else got
+        said = f"with a converter that raises KeyError, find_poison gave {shorten(got)}"
+        hint = "catch ValueError alone: any other exception is a bug of the converter."
+        fail(exercise, f"{said}, expected that KeyError", hint)
 
 
 def _poison_hint(got, expected, convert):
@@ -358,6 +410,10 @@ def _poison_hint(got, expected, convert):
     )
     if repeated and sorted(set(sum(got.values(), []))) != sorted(set(sum(expected.values(), []))):
         return "a text that goes in twice must come out twice: count, do not only look it up."
+    if got["moved"].count("Yes.") > expected["moved"].count("Yes."):
+        return "a surplus turn explains one missing text; then it is used up."
+    if repeated:
+        return "name a text as often as it is missing, in one record and in several."
     if convert is stripping:
         return "texts are compared as they are: a stripped one has not come out."
     if any(set(got["lost"]) & set(expected[kind]) for kind in ("moved", "merged")):
@@ -404,18 +460,18 @@ def epochs_for(function):
     refused = [
         ({"a": 10, "b": 10}, {"a": 0.5, "b": 0.4}, "the shares do not add up to 1"),
         ({"a": 10, "b": 10}, {"a": 0.7, "b": 0.7}, "the shares do not add up to 1"),
+        ({"a": 10, "b": 10}, {"a": 0.5, "b": 0.5000001}, "the sum is not 1 within 1e-9"),
         ({"a": 10, "b": 10}, {"a": 1.0}, "the two do not name the same parts"),
         ({"a": 10}, {"a": 0.5, "b": 0.5}, "the two do not name the same parts"),
         ({"a": 10, "b": 0}, {"a": 0.5, "b": 0.5}, "b has no graded tokens, and is wanted"),
     ]
     for graded, wanted, why in refused:
-        got = call(exercise, refusal_of(function), dict(graded), dict(wanted), 4)
-        if not isinstance(got, Refusal):
-            said = f"epochs_for({graded}, {wanted}, most=4) returned {shorten(got)}"
-            fail(exercise, f"{said}, expected a ValueError", f"{why}: raise ValueError.")
+        said = f"epochs_for({graded}, {wanted}, most=4)"
+        arguments = [dict(graded), dict(wanted), 4]
+        refusal(exercise, function, arguments, said, f"{why}: raise ValueError.")
     shares = {name: 0.1 for name in "abcdefghij"}  # their sum is not exactly 1
-    got = call(exercise, refusal_of(function), dict.fromkeys(shares, 50), shares, 4)
-    if isinstance(got, Refusal):
+    got = call(exercise, raised_by(function, ValueError), dict.fromkeys(shares, 50), shares, 4)
+    if isinstance(got, Raised):
         said = f"ten shares of 0.1 were refused ({got.message!r})"
         fail(exercise, said, "floats do not add up exactly: allow for 1e-9.")
     passed(exercise)
@@ -466,14 +522,16 @@ TEXTS = [
     "tick tock tick tock tick tock tick tock tick tock",
     "tick tock tick tock tick tock",
     "dark it is before returns and nine at harbour small the leaves ferry old the",
+    "The Müller family from Köln came late, as always.",
+    "The Möller family from Köln came late, as always.",
 ]
 
 
-def _similar(texts, threshold, n=5, measure=None):
+def _similar(texts, threshold, n=5, measure=None, word=r"\w+"):
     measure = measure or (lambda a, b: len(a & b) / len(a | b) if a | b else 0.0)
     sets = []
     for text in texts:
-        words = re.findall(r"\w+", text.lower())
+        words = re.findall(word, text.lower())
         starts = range(max(1, len(words) - n + 1)) if words else ()
         sets.append({tuple(words[at : at + n]) for at in starts})
     return [
@@ -522,6 +580,10 @@ def _duplicates_hint(got, texts, threshold, expected):
         (_similar(texts, threshold, n=1), "single words: their order must count."),
         (_similar(texts, threshold, n=4), "runs of five words, not of four."),
         (_similar(texts, threshold, n=6), "runs of five words, not of six."),
+        *(
+            (_similar(texts, threshold, word=word), r"ü and ö are letters: words are \w+.")
+            for word in ("[a-z0-9]+", "[a-z]+")
+        ),
         (
             _similar(
                 texts, threshold, measure=lambda a, b: len(a & b) / (min(len(a), len(b)) or 1)
@@ -548,7 +610,7 @@ def _duplicates_hint(got, texts, threshold, expected):
 
 FILES = {
     "chats.jsonl": b'{"messages": ["Hi, I am Pico."]}\n{"messages": ["line\xe2\x80\xa8sep"]}\n',
-    "smoke.jsonl": b'{"messages": ["Who?"]}\r\n{"messages": ["You?"]}\n{"messages": []}\n',
+    "smoke.jsonl": b'{"messages": ["Who?"]}\r\n{"messages":\r["You?"]}\n{"messages": []}\n',
 }
 
 
@@ -578,9 +640,11 @@ def _changes():
         hint = "hash the bytes of every file, as they are on the disk."
         yield what, name, content, (_digits(content), _digits(FILES[name])), hint
     hint = "count the line ends of every file, and say both numbers."
-    yield "a row is added to chats.jsonl", "chats.jsonl", chats + b"{}\n", ("3", "2"), hint
+    yield "a row is added to chats.jsonl", "chats.jsonl", chats + b"{}\n", (3, 2), hint
     last = smoke.rsplit(b"\n", 2)[0] + b"\n"
-    yield "the last row of smoke.jsonl is missing", "smoke.jsonl", last, ("2", "3"), hint
+    yield "the last row of smoke.jsonl is missing", "smoke.jsonl", last, (2, 3), hint
+    hint = "rows are counted by the byte 10 alone, so this file has one less: say both numbers."
+    yield "the last line end of smoke.jsonl is missing", "smoke.jsonl", smoke[:-1], (2, 3), hint
     hint = "a file that the manifest names must be there: raise ValueError, not another error."
     yield "smoke.jsonl is missing", "smoke.jsonl", None, (), hint
     hint = "a file that nobody released must not be used: look at what is in the folder, too."
@@ -594,9 +658,11 @@ def verify(function):
         folder.mkdir()
         manifest = _release(folder)
         (folder / "README.md").write_text("Notes.\n", encoding="utf-8")
-        got = call(exercise, refusal_of(function), folder)
-        if isinstance(got, Refusal):
+        got = call(exercise, raised_by(function, ValueError), folder)
+        if isinstance(got, Raised):
             hint = "hash bytes, not text; a row ends with the byte 10 and with nothing else."
+            if "README.md" in got.message or "manifest.json" in got.message:
+                hint = "only .jsonl files are released."
             said = f"verify() refused a folder in which nothing was changed: {got.message!r}"
             fail(exercise, said, hint)
         expect(exercise, got, manifest, "return the manifest.", call="verify(unchanged folder)")
@@ -614,19 +680,21 @@ def verify(function):
         manifest["files"]["chats.jsonl"]["rows"] = 99
         (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         what, hint = "the manifest says 99 rows", "compare the rows as well as the hash."
-        _refuses(exercise, function, folder, what, ("chats.jsonl", "99", "2"), hint)
+        _refuses(exercise, function, folder, what, ("chats.jsonl", 99, 2), hint)
     passed(exercise)
 
 
 def _refuses(exercise, function, folder, what, wanted, hint):
-    got = call(exercise, refusal_of(function), folder)
-    if not isinstance(got, Refusal):
-        said = f"{what}: verify() returned {shorten(got, 60)}, expected a ValueError"
-        fail(exercise, said, hint)
-    message = got.message.replace(str(folder), "").replace(str(folder.parent), "")
-    if missing := [text for text in wanted if not re.search(rf"(?<!\d){re.escape(text)}", message)]:
-        said = f"{what}: the message {shorten(got.message, 100)} lacks {missing[0]!r}"
-        fail(exercise, said, "name the file, what was found and what was released.")
+    found = refusal(exercise, function, [folder], f"{what}: verify()", hint)
+    message = found.replace(str(folder), "").replace(str(folder.parent), "")
+    for text in wanted:
+        # A number stands alone; of a hash the first digits are wanted.
+        pattern = rf"(?<!\w){text}(?!\w)" if isinstance(text, int) else re.escape(text)
+        if not re.search(pattern, message):
+            said = f"{what}: the message {shorten(found, 100)} lacks {text!r}"
+            if not isinstance(text, int):
+                hint = "name the file, what was found and what was released."
+            fail(exercise, said, hint)
 
 
 __all__ = [
