@@ -178,7 +178,7 @@ for number, chat in enumerate(shipped):
     turns = [{"from": names[m.role], "value": m.content} for m in chat if m.role != "system"]
     phone = number % 6 == 5
     if phone:
-        turns.insert(0, {"from": "gpt", "value": GREETINGS[number % len(GREETINGS)]})
+        turns.insert(0, {"from": "gpt", "value": GREETINGS[number // 6 % len(GREETINGS)]})
     system = chat[0].content if chat.roles[0] == "system" else ""
     app = "phone" if phone else "web"
     exported.append({"app": app, "system": system, "conversations": turns})
@@ -218,17 +218,17 @@ print("\n\n".join(render(made[place], "chatml").text for place in (0, 1)))
 from course_utils.checkpoints import load_base
 
 model, _ = load_base("course-base")
-phone = [
-    sample
-    for sample, record in zip(ready.samples, exported, strict=True)
-    if record["app"] == "phone"
-][:4]
-loss = model(**collate(phone, tokenizer.pad_token_id)).loss
-loss.backward()
-print(f"four rows of the phone version: loss {loss.item():.2f}, finite, with a gradient")
+for app in ("web", "phone"):
+    pairs = zip(ready.samples, exported, strict=True)
+    four = [sample for sample, record in pairs if record["app"] == app][:4]
+    loss = model(**collate(four, tokenizer.pad_token_id)).loss
+    model.zero_grad()
+    loss.backward()
+    print(f"four rows of the {app} version: loss {loss.item():.2f}, finite, with a gradient")
 
 # %% [markdown]
-# Nothing has complained. Now the strip of one of those rows:
+# The base has not read such text, so both are high; the loss does not tell the two apart. Nothing has
+# complained. Now the strip of one of the rows of the phone version:
 
 # %%
 show.rendered(render(made[5], "chatml"), title="a row of the phone version")
@@ -287,12 +287,13 @@ for side, texts in zip(("lost ", "found"), lost_and_found(exported[5], made[5]),
 
 # %% [markdown]
 # It finds every one of them and nothing else, and the pair *lost as user, found as assistant* names the
-# bug. It costs a dozen lines, so a converter should never be without it. The course's own converters are
-# tested so, with random records.
+# bug. It costs a dozen lines, so a converter should never be without it. It sees neither the order of the
+# turns nor, here, the system text; compare lists instead of counts where order is kept. The course's own
+# converters are tested so, with random records.
 #
-# The fourth net is for the day on which you have only the rows. Sort them by a figure in which a good reply
-# is dull, and read the top. Here: replies that end with a question first, and of these the ones with most
-# words of the user for each of their own.
+# The fourth net is for the day on which you have only the rows. Sort them by a figure that is small for
+# nearly every good reply, the largest first, and read the top. Here: replies that end with a question first,
+# and of these the ones with most words of the user for each of their own.
 
 
 # %%
@@ -376,16 +377,22 @@ print("multiple-choice:", ", ".join(f"{v[place]:.0f} % of {unit}" for unit, v in
 
 # %% [markdown]
 # Three pictures of one mixture. A letter is a short reply: multiple choice is one row in seven and only a few
-# in a hundred of the graded tokens. Follow-ups, with several replies in a row, double. Whether that is too little is not a question of bookkeeping; the
-# ablation below asks the model. But say which unit you mean when you write "15 % multiple choice".
+# in a hundred of the graded tokens. Whether that is too little is not a question of bookkeeping; the ablation
+# below asks the model. Follow-ups, with several replies in a row, double. So say which unit you mean when you
+# write "15 % multiple choice".
 #
 # ### From a row back to its source
 #
 # A strange reply in training leads to a row; the row must lead to its source.
 
 # %%
-for row in range(0, len(mixed), len(mixed) // 5):
-    print(mixed.source(row), "|", mixed[row][0].content[:40].replace("\n", " "))
+sources = [mixed.source(row) for row in range(len(mixed))]
+again = next(row for row, s in enumerate(sources) if s.part == "identity" and s.epoch > 0)
+for row in (*range(0, len(mixed), len(mixed) // 5), again):
+    print(sources[row], "|", mixed[row][0].content[:40].replace("\n", " "))
+
+# %% [markdown]
+# The last one is an identity row that is shown again: `epoch` counts from 0.
 
 # %% [markdown]
 # **Predict first.** You set identity from 4 epochs to 8. By how much does its share of the rows grow: to
@@ -426,7 +433,9 @@ def ranges(budgets, title):
     ax.axvspan(30, 80, color=show.PALETTE["masked"], alpha=0.2, label='"30 to 80 %"')
     for y, b in enumerate(budgets):
         low, middle, high = (100 * share for share in b.share)
-        ax.plot([low, high], [y, y], color=show.PALETTE["graded"], linewidth=4)
+        ax.plot(
+            [low, high], [y, y], color=show.PALETTE["graded"], linewidth=4, solid_capstyle="butt"
+        )
         ax.plot(middle, y, "o", color="black", markersize=5)
     ax.set_yticks(range(len(budgets)), [b.source for b in budgets])
     ax.set(xlabel="graded share of a sample in %", xlim=(0, 100), title=title)
@@ -471,7 +480,8 @@ print(f"single samples: {low:.0%} to {high:.0%}")
 #
 # ### Near-duplicates
 #
-# Two texts are compared by their runs of five words: shared runs / all runs (the Jaccard index of
+# Two conversations are compared by the runs of five words in all their turns, without the system texts:
+# shared runs / all runs (the Jaccard index of
 # [Broder 1997](https://doi.org/10.1109/SEQUEN.1997.666900)). 1 is a copy.
 #
 # **Predict first.** Four copies of one chat, each with a change. Which are still found at 0.5?
@@ -507,7 +517,8 @@ show.table(rows)
 
 # %% [markdown]
 # Case and spaces do not count. One changed word costs up to five runs. Rewrite enough words and a copy is no
-# copy any more to this measure: it finds pasted text, not borrowed thoughts.
+# copy any more to this measure: it finds pasted text, not borrowed thoughts. The 0.03 is the question, which
+# was copied.
 #
 # ### Overlap with the evaluation
 #
@@ -539,14 +550,19 @@ from course_utils.audit import audit
 show.table(audit(everyday, prompts).table())
 
 # %% [markdown]
-# None of each, by this method. The command is
-# `python -m course_utils.audit data/conversations.jsonl --against data/comparison_prompts.jsonl`.
+# None of each in these conversations. *Similar first user turns* compares the first questions alone, by
+# pairs of words, since most questions are too short for runs of five; such a pair is to be read, it need not
+# be a fault. The parts that a program generates share questions about famous facts with some prompts; audit
+# the whole mixture before you compare models trained on it. For files there is a command:
+#
+#     python -m course_utils.audit data/conversations.jsonl data/curriculum/chat.jsonl --against data/comparison_prompts.jsonl data/held_out_prompts.jsonl
 #
 # ### Are they different enough?
 #
 # The course's conversations were written in two rounds, the second with variety as a stated aim. Figures of
 # variety depend on size: the more rows, the more openings repeat. So compare draws of the *same* number of
-# rows, twenty times.
+# rows, twenty times. An opening is a turn's first two words; *distinct-2* is different word pairs / all
+# pairs, *type-token ratio* different words / all words, both in the first 2,000 words of replies.
 #
 # **Predict first.** Which of the two sets has more different openings of user turns? Of replies?
 
@@ -583,7 +599,8 @@ plt.show()
 # ## Identity is a release contract
 #
 # What a model says about itself is a promise of its publisher. So the identity set has a *manifest*: the
-# number of rows and a hash of each file. Every path that reads the set compares them first.
+# number of rows and a hash of each file. The course reads the set only through `identity()` and
+# `smoke_prompts()`, and both compare first.
 
 # %%
 from course_utils.curriculum import identity
@@ -617,7 +634,7 @@ except identity.IdentityError as error:
 # new manifest is one command, and it shows up in the diff: nobody changes the name by accident.
 #
 # The other half of the contract comes after training: *smoke prompts*, asked in words that the set does not use,
-# with texts that a reply must hold and must not hold.
+# or under a system text that gives another name, with texts that a reply must hold and must not hold.
 
 # %%
 smoke = identity.smoke_prompts()
@@ -773,8 +790,8 @@ show.table([line._asdict() for line in real.table()], caption="The mixture for a
 #
 # </details>
 #
-# <details><summary>Your mixture is "20 % arithmetic" and a colleague's is, too. Yours has more than twice as many
-# graded tokens of it. How can that be?</summary>
+# <details><summary>Your mixture is "20 % arithmetic" and a colleague's is, too. Arithmetic has more than twice as
+# large a share of the graded tokens in yours. How can that be?</summary>
 #
 # You count rows, the colleague counts tokens, or your replies show their steps and the others only the result.
 # A share without its unit says little.
