@@ -281,7 +281,7 @@ show.table(rows)
 
 # %% [markdown]
 # Do you disagree? `print(greedy[20].text)` shows a continuation in full. Write your verdict below, run the
-# cell, and all that follows counts with it.
+# cell, and the next two figures count with it.
 
 # %%
 disagree = {}  # for instance {20: "other", 60: "posts"}
@@ -312,7 +312,7 @@ kinds = {
     name: {kind: [one == kind for one in of] for kind in CONTINUATIONS}
     for name, of in found.items()
 }
-compare(kinds, "Five kinds of continuation: on the web, sampled and greedy, much the same shares.")
+compare(kinds, "Five kinds of continuation on the web, sampled and greedy: posts lead in all three.")
 for name in ("greedy", "sampled"):
     frequent = [kind for kind in CONTINUATIONS if mean(kinds[name][kind]) >= 0.05]
     print(f"{name}: {len(frequent)} kinds of continuation with at least 5 % each")
@@ -361,7 +361,7 @@ known = {
 compare({"": known}, "It completes nearly all facts as text; asked, it states a fraction of them.")
 
 # %% [markdown]
-# It knows. The knowledge comes out where a text would tell it, and less often where you ask for it, least when you
+# (A post can state the fact, too.) It knows. The knowledge comes out where a text would tell it, and less often where you ask for it, least when you
 # sample. Keep this picture: the gap in it is what fine-tuning has to work with, and lecture 09 measures how much of
 # it closes.
 #
@@ -431,7 +431,7 @@ for name in ("greedy", "sampled"):
     )
 
 # %% [markdown]
-# The intervals are wide, for 27 questions are few (and these were sampled at temperature 0.7). But the pattern
+# The intervals are wide, for 27 questions are few (and the sampled ones were drawn at temperature 0.7). But the pattern
 # is the mini-web's: several kinds, answers among them, and no end. Here nobody decided what follows a question.
 # It is what follows on the real web: the next question of an exercise, a post in a forum, somebody's story.
 
@@ -556,8 +556,8 @@ foreign = [speakers_next(model, tokenizer, lines, "names") for lines in real["tr
 print(f"the real base's transcripts, User and Assistant: {row['bits']} bits")
 
 # %% [markdown]
-# Without names it is worse than a coin, in lines as well: sure of the wrong thing. With names it is certain. (It
-# has never read `User:`. On the real base's transcripts those names still help, but less.)
+# As a wall it is far worse than a coin: sure of the wrong thing. Lines help it a little. With names it is certain.
+# (It has never read `User:`. On the real base's transcripts, whose names those are, it is no better than a coin.)
 #
 # What both lack is not the ability to tell speakers apart. They lack *the script*, and a side. Look at the
 # probabilities of the names before they were normalised:
@@ -637,7 +637,7 @@ drawn = [number for reply in sampled for number in reply.ids]
 print(f"{sum(number in SPECIAL for number in drawn)} of {len(drawn):,} sampled tokens are special")
 
 # %% [markdown]
-# **Nothing can end it.** No special token comes near even chance, at any place, and not because the model thinks
+# **Nothing can end it.** No special token comes near one in the vocabulary, at any place, and not because the model thinks
 # that there is more to say. None of these tokens ever stood on a page. Cross-entropy raises the token that came
 # and, through the softmax, lowers all others, at every position of the pretraining. A token that never comes is
 # only ever lowered. (What sampling draws of them, it draws by accident: the last line counts it.)
@@ -770,9 +770,9 @@ compare(of_real, "The real base: examples bring statements; no prompt makes it s
 # %% [markdown]
 # The honest account:
 #
-# - The **instruction** helps neither. The real base makes fewer statements and asks more questions; perhaps the
-#   text now looks like a worksheet. `course-base` makes more statements and fewer right ones: it takes the
-#   instruction for the end of a page, and begins another.
+# - The **instruction** hardly helps. The real base makes fewer statements and asks more questions; perhaps the
+#   text now looks like a worksheet. `course-base` makes many more statements, but few of the additional ones are
+#   right.
 # - The **examples** help both. The knowledge was there, and the script brings it out. One study finds that large
 #   base models with a few well-written examples match tuned ones
 #   ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)), a later one that they stay behind
@@ -867,8 +867,8 @@ show.table([{"to teach": x, BASE: here[x], "real base (recorded)": there[x]} for
 #
 # 1. A base model continues a question with whatever follows such questions in its texts, and an answer is only
 #    one of those things. That it does not answer does not mean that it does not know.
-# 2. "It has no idea who is talking" is half true. Without names it cannot tell whose turn it is; with names
-#    it is nearly certain, and writes both parts.
+# 2. "It has no idea who is talking" is half true. Without names it can hardly tell whose turn it is; with names
+#    that it has read it is nearly certain, and writes both parts.
 # 3. It ends what its texts ended, and that was never an answer. Prompting brings the answers out and does not
 #    bring the end: roles, turns and stopping have to be taught.
 #

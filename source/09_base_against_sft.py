@@ -368,8 +368,9 @@ show.table(
 
 # %% [markdown]
 # *Knows at once* is high for questions that SFT never asked, so what it learned is no list of replies. *Obeys* is
-# near zero: it answers, and leaves the constraints aside. This run taught it to answer and to stop. It did not
-# teach it to keep to a form that the system text asks for.
+# high for combinations that it never saw, so it learned the parts of a rule and not a list of rules. (Its web knows
+# such rules from quizzes.) But under a rule it is right far less often: it keeps the form and loses the fact. Two
+# things that it can do one at a time it cannot yet do at once.
 #
 # ## The real base, recorded
 #
@@ -419,9 +420,10 @@ a, b = (estimates["stops"][str(Condition(model, True))] for model in models)
 assert a.high < b.low
 
 # %% [markdown]
-# Both pairs agree in what SFT is for: the tuned model stops and begins with an answer. In neither is there a clear
-# gain in *obeys*. They differ in knowledge: `course-base` was tested on facts that stand many times in all that it
-# has read; the real base on whatever we thought of.
+# Both pairs agree in what SFT is for: the tuned model stops and begins with an answer. They differ in *obeys*, where
+# only `course-base` gains: a third of its conversations state a rule, of kinds that its web knows, while 250
+# conversations about everything hold few of any one kind. And they differ in knowledge: `course-base` was tested on
+# facts that stand many times in all that it has read; the real base on whatever we thought of.
 #
 # ### Lengths
 #
@@ -491,7 +493,7 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# SFT made the model no surer of its first token: the base's cloud is at least as close to certainty. What changed
+# SFT made the model surer of its first token, without making it certain. What changed most
 # is *what* each expects, in the printed lines *likeliest*. The base wants a line break, and then more of a page; the
 # tuned model begins a sentence that answers. Many questions allow more than one such beginning.
 
@@ -577,11 +579,11 @@ for i in last.argsort(descending=True)[:4].tolist():
 # %% [markdown]
 # This is what the stop rate shows from outside. The base gives the end of turn next to nothing anywhere. The
 # tuned model gives it next to none inside the sentence, and far more than anything else after it. Greedy decoding
-# needs no more. It is not near-certainty: the rest is spread thinly over thousands of tokens, and a sampled reply
-# sometimes runs on.
+# needs no more. It is not near-certainty: the rest lies on tokens that pretraining never met, and a sampled reply
+# often runs on.
 #
-# The system text makes no difference: where it asks for one more word, the same full stop is just as much the end.
-# That is the *obeys* row, seen from inside.
+# The system text makes a difference: where it asks for one more word, the same full stop is no longer the end. That
+# is the *obeys* row, seen from inside.
 #
 # ### After your end of turn
 #
@@ -755,8 +757,8 @@ plt.show()
 # %% [markdown]
 # The difference is taken page by page: pages differ a lot from each other, and a paired difference is free of
 # that. An interval above zero means that something was lost: two thousand short conversations, most seen more than
-# once, cost the model some of its pages. Look where: most on the *how to* pages, which the base knew nearly
-# by heart. (Behind each kind stands its number of pages. Where it is one, do not read much into it.)
+# once, cost the model a good part of its pages. Look where: the *how to* pages, which
+# the base knew nearly by heart, lost far more than the dialogues. (Behind each kind stands its number of pages. Where it is one, do not read much into it.)
 # Would a lower learning rate, fewer passes or some pages in the mixture have cost less? You now have the cell that
 # tells.
 
@@ -997,9 +999,9 @@ for text, verb in ((True, "completes"), (False, "does not complete")):
     print(f"{len(hits[text])} facts, the tuned model answers {share(hits[text])}")
 
 # %% [markdown]
-# Not at all equally. In most relations the tuned model answers nearly all that the base completes; in a few it
-# answers hardly any, although the base completes them without an error. So knowing a fact as text was not enough:
-# SFT let out most of it, not everything.
+# Not equally. In most relations the tuned model answers nearly all that the base completes; in a few it answers
+# fewer, although the base completes them without an error. So knowing a fact as text was not enough: SFT let out most
+# of it, not everything.
 #
 # The other way round hardly ever happens. Of the facts in all groups that SFT never asked about, the last line
 # takes those that the base does *not* complete: the tuned model answers next to none. It could not give what was
@@ -1225,9 +1227,9 @@ rows = [
 show.table(rows, caption=f"Live, tuned {name}: 20 prompts, at most 90 new tokens, by template")
 
 # %% [markdown]
-# Would you have noticed? This tuned model answers and stops in the wrong families, too, nearly as in its own. It
-# is hurt most by having *no* template. The table cannot show a small damage at 20 prompts, so look closer, at the
-# probability of the end.
+# Would you have noticed? This tuned model stops in the wrong families, too, and in two of them it answers as in its
+# own. Only in `plain` do the replies shrink to a word or two. The table cannot show a small damage at 20 prompts, so
+# look closer, at the probability of the end.
 
 
 # %% tags=["measured"]
@@ -1248,9 +1250,8 @@ for way, found in nats.items():
     print(f"{(sum(found) - sum(nats[own])) / 20:+.2f} ({low:+.2f} to {high:+.2f})")
 
 # %% [markdown]
-# On average the wrong templates cost something: the intervals lie above zero, most clearly for `plain`, which
-# shares no special token with its own. But it is far from a breakdown. So the bug can hide: replies
-# that look right do not prove that the template is.
+# `plain`, which shares no special token with its own, costs something here, too. The others cost next to nothing, and
+# none of it is a breakdown. So the bug can hide: replies that look right do not prove that the template is.
 #
 # To find out which template a checkpoint wants, do not guess: it was saved with it.
 # To catch the bug in somebody else's evaluation, ask for one prompt as ids, decoded.
@@ -1348,8 +1349,8 @@ print("live: stops, same prompts, same ids:", stop)
 #
 # ## Take-aways
 #
-# - What changed is behaviour: the model stops, and begins with an answer. It did not learn to obey constraints.
-#   The facts are those of the base: most of what SFT never asked about, and nothing that was absent from its web.
+# - What changed is behaviour: the model stops, begins with an answer, and keeps to rules of form that it was shown in
+#   parts. The facts are those of the base: most of what SFT never asked about, nothing that was absent from its web.
 # - A number without an interval is a rumour. At 20 prompts, two equal models differ by 15 points or
 #   more in four tests of ten.
 # - The measures see form. Neither truth nor safety nor quality is in the table, and form alone can win it.

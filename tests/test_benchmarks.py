@@ -80,7 +80,8 @@ def ablated():
 def test_the_ablation_is_of_the_base_and_the_recipe_that_ship(ablated):
     manifest = json.loads((DATA / "course-base" / "manifest.json").read_text())
     assert ablated["base"] == manifest["sha256"]["model.safetensors"]
-    assert ablated["config"] == asdict(config_for("course-base"))
+    rate = {"learning_rate": ablation.LEARNING_RATE}
+    assert ablated["config"] == asdict(config_for("course-base", **rate))
     mixed = mixture(PARTS, 0)
     assert {part["name"]: part["rows"] for part in ablated["parts"]} == {
         line.part: line.used for line in mixed.table()

@@ -204,7 +204,7 @@ def _everyday_chat() -> list[Conversation]:
 def _tasks(hub: bool) -> tuple[Part, ...]:
     sources = the_hub.SOURCES if hub else {}
     return (
-        Part("identity", "says who it is, whatever it is called", identity, epochs=5),
+        Part("identity", "says who it is, whatever it is called", identity, epochs=12),
         Part(
             "multiple-choice",
             "binds an answer to its letter, and says only that",
