@@ -312,7 +312,9 @@ kinds = {
     name: {kind: [one == kind for one in of] for kind in CONTINUATIONS}
     for name, of in found.items()
 }
-compare(kinds, "Five kinds of continuation on the web, sampled and greedy: posts lead in all three.")
+compare(
+    kinds, "Five kinds of continuation on the web, sampled and greedy: posts lead in all three."
+)
 for name in ("greedy", "sampled"):
     frequent = [kind for kind in CONTINUATIONS if mean(kinds[name][kind]) >= 0.05]
     print(f"{name}: {len(frequent)} kinds of continuation with at least 5 % each")

@@ -190,9 +190,9 @@ def find_poison(convert: Callable, records: list[dict], roles: dict) -> dict[str
     records: each {"conversations": [{"from": ..., "value": ...}, ...]}
     roles:   what each name in "from" means: "system", "user", "assistant" or "tool"
 
-    Texts are compared as they are: one that was stripped or put into lower case is lost. Name a text
-    as often as it is missing: once if it occurs twice and one of the two is missing, twice if both
-    are, and again for another record. All three kinds stand in the result.
+    Texts are compared as they are: one that was stripped or put into lower case is lost. Name a
+    text as often as it is missing: once if it occurs twice and one of the two is missing, twice
+    if both are, and again for another record. All three kinds stand in the result.
 
     >>> record = {"conversations": [{"from": "human", "value": "Hi"}]}
     >>> find_poison(lambda r: [{"role": "assistant", "content": "Hi"}], [record], {"human": "user"})
@@ -259,8 +259,8 @@ def epochs_for(graded: dict[str, int], wanted: dict[str, float], most: float) ->
 
     A share of 0 gives 0 epochs; every part stands in the result.
 
-    Raises `ValueError` if the two do not name the same parts, if the shares do not add up to 1 (within
-    1e-9), or if a part without graded tokens is wanted.
+    Raises `ValueError` if the two do not name the same parts, if the shares do not add up to 1
+    (within 1e-9), or if a part without graded tokens is wanted.
 
     >>> epochs_for({"chat": 3000, "identity": 500}, {"chat": 0.5, "identity": 0.5}, most=6)
     {'chat': 1.0, 'identity': 6.0}
@@ -363,8 +363,8 @@ e07.near_duplicates(near_duplicates)
 def verify(folder: Path) -> dict:
     """The manifest of a folder, if its .jsonl files are exactly what it says.
 
-    folder: holds manifest.json; "sha256" is the hex digest of a file's bytes, "rows" the number of its
-            line ends (the byte 10). Files that are not .jsonl may lie there, too.
+    folder: holds manifest.json; "sha256" is the hex digest of a file's bytes, "rows" the number of
+            its line ends (the byte 10). Files that are not .jsonl may lie there, too.
 
     Raises `ValueError` that names the file if
     - a file of the manifest is missing, or a .jsonl file in the folder is not in the manifest,
