@@ -1,6 +1,6 @@
 """Leave one part out of course-base's mixture, and measure what its own task loses.
 
-    python -m benchmarks.ablation                   # about twenty minutes on two cores
+    python -m benchmarks.ablation                   # about fifteen minutes on two cores
     python -m benchmarks.ablation --quick --output runs/quick.json
 
 Every run has the same number of steps, so without a part the others are seen a little more often.
