@@ -191,7 +191,7 @@ def test_embeddings_move_only_if_asked_and_everything_else_moves(tied, train_emb
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_of_the_embeddings_only_the_special_rows_move(tied):
-    model, special = tiny_model(tied=tied), [0, 7]
+    model, special = tiny_model(tied=tied), sorted(set(tiny_samples()[0].input_ids))[:2]
     matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     before = [matrix.clone() for matrix in matrices]
     config = SFTConfig(steps=2, batch_size=3, weight_decay=0.5, train_embeddings="special")
@@ -203,7 +203,7 @@ def test_of_the_embeddings_only_the_special_rows_move(tied):
         assert moved and set(moved) <= set(special)
     # Nothing of it stays behind: a later run may move all rows.
     fine_tune(model, tiny_samples(), replace(config, train_embeddings=True))
-    assert (matrices[0] != before[0]).any(dim=1).all()
+    assert (matrices[1] != before[1]).any(dim=1).all()
 
 
 def test_weight_decay_does_not_move_frozen_embeddings():

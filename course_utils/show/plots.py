@@ -151,7 +151,7 @@ def heat(matrix, row_labels: Sequence[str], column_labels: Sequence[str], alt: s
                 ax.text(
                     x,
                     y,
-                    "0" if value == 0 else f"{value:.2g}",
+                    "0" if value == 0 else f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}",
                     ha="center",
                     va="center",
                     fontsize=8,
