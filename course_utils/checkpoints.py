@@ -54,7 +54,7 @@ BASES = {
             family="chatml",
             folder="course-base",
             # Its special tokens' rows are still to be trained. Moving those of all words as well
-            # costs facts that fine-tuning does not ask about (benchmarks.recipe).
+            # cost a point or two of the facts that fine-tuning does not ask about, in trials.
             recipe={
                 "steps": 120,
                 "batch_size": 32,
