@@ -8,30 +8,28 @@ The rule of this module: a mask is right or it is refused. Whatever cannot be lo
 `MaskError`, with the turn and the text.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from weakref import WeakKeyDictionary
 
-from course_utils.conversation import Conversation, Message
-from course_utils.templates import Rendered, Span, TemplateError, render
-from course_utils.tokenizers import (
-    Encoded,
-    TokenizerError,
-    WordTokenizer,
-    encode,
-    guard,
-    special_pattern,
-    special_tokens,
-    unguard,
+from course_utils.assembly import Assembly, Run
+from course_utils.conversation import Conversation
+from course_utils.encoding import PieceEncoder, encoder_of
+from course_utils.layouts import Layout, Planner, fill, is_mark
+from course_utils.rerendering import (
+    STEERED,
+    MaskError,
+    _guarded,
+    render_template,
+    spans_by_rerendering,
 )
+from course_utils.templates import Rendered, Span, TemplateError, render
+from course_utils.tokenizers import Encoded, TokenizerError, WordTokenizer, encode, guard, unguard
+from course_utils.watching import FIRST_MARK, Unwatchable
 
 # What torch's cross_entropy ignores by default.
 IGNORE_INDEX = -100
-
-
-class MaskError(ValueError):
-    """No mask that is certainly right can be made; names the turn and says what to do."""
 
 
 # --- what is graded ------------------------------------------------------------------------------
@@ -109,6 +107,8 @@ class Sample:
     graded:    where the graded tokens come from
     cuts:      token counts at which the sample may be cut: the ends of the assistant's turns
     id:        the conversation's id
+    weights:   shape (T,), how much each label counts in the loss; None: all the same
+    dropped_replies, dropped_tokens: what was cut off to keep to a length
     """
 
     input_ids: list[int]
@@ -116,6 +116,9 @@ class Sample:
     graded: tuple[GradedSpan, ...]
     cuts: tuple[int, ...]
     id: str | None = None
+    weights: list[float] | None = None
+    dropped_replies: int = 0
+    dropped_tokens: int = 0
 
     def __len__(self):
         return len(self.input_ids)
@@ -125,52 +128,205 @@ class Sample:
         return sum(label != IGNORE_INDEX for label in self.labels)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How masks are made; see `training_samples`."""
+
+    mode: str = "assistant"
+    max_length: int | None = None
+    reasoning: str = "grade"
+    fast: bool = True
+    template_options: tuple = ()
+
+    def __post_init__(self):
+        if self.mode not in MASK_MODES:
+            raise MaskError(
+                f"unknown mask mode {self.mode!r}: choose from {', '.join(MASK_MODES)}."
+            )
+        if self.reasoning not in ("grade", "mask"):
+            raise MaskError(f"reasoning is {self.reasoning!r}: choose from grade, mask.")
+        if self.max_length is not None and self.max_length < 1:
+            raise MaskError(f"max_length is {self.max_length}: give a number of tokens, 1 or more.")
+
+
 def training_samples(
     conversation: Conversation,
     tokenizer,
     *,
     mode: str = "assistant",
     max_length: int | None = None,
+    reasoning: str = "grade",
+    **template_options,
 ) -> list[Sample]:
     """The samples to train on for one conversation: `input_ids`, `labels`, and where each is from.
 
     `tokenizer` is a transformers tokenizer with a chat template, or the walkthrough's
-    `WordTokenizer`. With `max_length` (tokens) a sample that is too long is cut after the last
-    assistant turn that still fits, never inside a turn. In the mode "last_turn" only the last reply
-    has to be located, which works with templates that render earlier replies in another way.
+    `WordTokenizer`. `template_options` go to the template: `enable_thinking=False`, say.
 
-    Raises `MaskError` if the template rewrites what came before (so that a mask would be wrong), if
-    the tokenizer has no template, or if nothing is left to grade.
+    Usually that is one sample. Where the template rewrites earlier turns (it drops old reasoning,
+    or treats the last turn in another way), no single text holds the prompts that a server would
+    send, so there is one sample for each reply: its prompt as it is served, then the reply.
+
+    With `max_length` (tokens) a sample that is too long is cut after the last assistant turn that
+    still fits, never inside a turn. `reasoning="mask"` grades what comes after the reasoning only.
+    Replies with `train=False` and tool outputs are never graded in the modes that grade replies.
+
+    Raises `MaskError`, naming the conversation, if no mask would certainly be right, if the
+    tokenizer has no template, or if nothing is left to grade.
     """
-    name = f"conversation {conversation.id!r}: " if conversation.id is not None else ""
+    options = Options(mode, max_length, reasoning, True, tuple(template_options.items()))
+    ((_, outcome),) = samples_of([conversation], tokenizer, options)
+    if isinstance(outcome, MaskError):
+        raise outcome from None
+    return outcome
+
+
+def samples_of(
+    conversations: Iterable[Conversation], tokenizer, options: Options, *, together: int = 64
+) -> Iterator[tuple[Conversation, list[Sample] | MaskError]]:
+    """Each conversation with its samples, or with the error that says why there are none.
+
+    `together` conversations at a time are encoded in one call.
+    """
+    chats = iter(conversations)
+    while chunk := list(islice(chats, together)):
+        drafts = [
+            _refusing(chat, lambda chat=chat: _draft(chat, tokenizer, options)) for chat in chunk
+        ]
+        made = [draft for draft in drafts if isinstance(draft, Draft)]
+        texts = [text for draft in made for text in draft.texts]
+        encoded = iter(made[0].encoder.encode_many(texts) if made else ())
+        all_texts = iter(texts)
+        for chat, draft in zip(chunk, drafts, strict=True):
+            if isinstance(draft, Draft):
+                count = len(draft.texts)
+                its = list(islice(all_texts, count)), list(islice(encoded, count))
+                draft = _refusing(chat, lambda chat=chat, d=draft, its=its: d.samples(chat, *its))
+            if isinstance(draft, list):
+                draft = _refusing(chat, lambda chat=chat, d=draft: _finished(chat, d, options))
+            yield chat, draft
+
+
+def _refusing(chat: Conversation, make):
+    """What `make()` gives, or a `MaskError` that names the conversation."""
     try:
-        if isinstance(tokenizer, WordTokenizer):
-            spans = render(conversation, tokenizer.family, lossy=True).spans
-            specials = tuple({span.text for span in spans if span.special})
-            rendered = render(_guarded(conversation, specials), tokenizer.family, lossy=True)
-            encoded = tokenizer.encode(rendered.text, specials)
-        else:
-            rendered = spans_by_rerendering(conversation, tokenizer, only_last=mode == "last_turn")
-            encoded = encode(tokenizer, rendered.text)
-            _check_prompts(rendered, encoded, tokenizer)
-        labels = token_labels(encoded, character_mask(rendered, mode))
-        sample = Sample(
-            encoded.ids,
-            labels,
-            _graded_runs(rendered, encoded, labels),
-            _cuts(rendered, encoded),
-            conversation.id,
-        )
-        if max_length is not None:
-            sample = truncate(sample, max_length)
-        if not sample.graded_tokens:
-            raise MaskError(
-                f"nothing is left to grade (mode {mode!r}, roles {conversation.roles}). Such a row "
-                "would give a loss of 0/0; leave it out."
-            )
+        return make()
     except (MaskError, TemplateError, TokenizerError) as error:
-        raise MaskError(f"{name}{error}") from None
-    return [sample]
+        name = f"conversation {chat.id!r}: " if chat.id is not None else ""
+        refusal = MaskError(f"{name}{error}")
+        refusal.__suppress_context__ = True
+        return refusal
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A conversation laid out, of which the texts have yet to be encoded."""
+
+    assemblies: list[Assembly]
+    values: list
+    texts: list[str]
+    encoder: PieceEncoder
+
+    def samples(self, chat: Conversation, texts: list[str], encoded: list[list[int]]):
+        texts, encoded, samples = iter(texts), iter(encoded), []
+        for assembly in self.assemblies:
+            ids, edges = assembly.finish(self.values, texts, encoded)
+            labels = [IGNORE_INDEX] * len(ids)
+            graded = []
+            for number, run in enumerate(assembly.runs):
+                start, end = edges[2 * number], edges[2 * number + 1]
+                if start < end:
+                    labels[start:end] = ids[start:end]
+                    graded.append(GradedSpan(start, end, run.message))
+            cuts = tuple(edges[cut] for cut in assembly.cuts)
+            samples.append(Sample(ids, labels, tuple(graded), cuts, chat.id))
+        return samples
+
+
+def _draft(chat: Conversation, tokenizer, options: Options) -> Draft | list[Sample]:
+    """The conversation laid out; where its template cannot be followed, the samples themselves."""
+    if isinstance(tokenizer, WordTokenizer):
+        return [_words(chat, tokenizer, options.mode)]
+    encoder = encoder_of(tokenizer, fast=options.fast)
+    planner = _planner(tokenizer, options.template_options)
+    try:
+        if not encoder.piecewise:
+            raise Unwatchable("this tokenizer encodes a piece alone in another way")
+        plan, values = planner.plan(
+            chat,
+            only_last=options.mode == "last_turn",
+            headers=options.mode == "assistant_and_header",
+        )
+    except Unwatchable:
+        return _by_rerendering(chat, tokenizer, options)
+    _check_steering(chat, plan, values, encoder)
+    if options.reasoning == "mask":
+        _check_reasoning(chat, plan.layouts, values)
+    key = (options.mode, options.reasoning, options.fast)
+    if key not in plan.compiled:
+        plan.compiled[key] = [
+            Assembly(layout, graded_runs(layout, options.mode, options.reasoning), encoder)
+            for layout in plan.layouts
+        ]
+    assemblies = plan.compiled[key]
+    texts = [text for assembly in assemblies for text in assembly.texts(values)]
+    return Draft(assemblies, values, texts, encoder)
+
+
+def graded_runs(layout: Layout, mode: str, reasoning: str) -> list[Run]:
+    """What is graded of a layout: `MASK_MODES` for texts whose replies are known, not all spans."""
+    replies = []
+    for turn in layout.turns[-1:] if mode == "last_turn" else layout.turns:
+        start = turn.head if mode == "assistant_and_header" else turn.start
+        start = turn.answer if reasoning == "mask" else start
+        end = turn.stop if mode == "assistant_content" else turn.end
+        replies.append(Run(start, end, turn.message))
+    if mode not in ("everything", "inverted"):
+        return replies
+    if mode == "everything":
+        replies = [Run(turn.start, turn.after, turn.message) for turn in layout.turns]
+    edges = [0, *(place for run in replies for place in (run.start, run.end)), len(layout.marked)]
+    others = [Run(a, b, None) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+    return sorted(others + (replies if mode == "everything" else []), key=lambda run: run.start)
+
+
+def _finished(chat: Conversation, samples: list[Sample], options: Options) -> list[Sample]:
+    """Weighted and cut to length; a reply that does not fit at all is left out and counted."""
+    finished, dropped, error = [], [0, 0], None
+    for sample in samples:
+        sample = _weighted(sample, chat)
+        try:
+            if options.max_length is not None:
+                sample = truncate(sample, options.max_length)
+            if not sample.graded:
+                raise MaskError(
+                    f"nothing is left to grade (mode {options.mode!r}, roles {chat.roles}). Such a "
+                    "row would give a loss of 0/0; leave it out."
+                )
+            finished.append(sample)
+        except MaskError as refusal:
+            error = error or refusal
+            dropped = [dropped[0] + len(sample.graded), dropped[1] + len(sample)]
+    if not finished:
+        raise error
+    if dropped[0]:
+        first = finished[0]
+        finished[0] = replace(
+            first,
+            dropped_replies=first.dropped_replies + dropped[0],
+            dropped_tokens=first.dropped_tokens + dropped[1],
+        )
+    return finished
+
+
+def _weighted(sample: Sample, chat: Conversation) -> Sample:
+    if all(message.weight == 1 for message in chat):
+        return sample
+    weights = [1.0] * len(sample)
+    for run in sample.graded:
+        if run.message is not None:
+            weights[run.start : run.end] = [chat[run.message].weight] * (run.end - run.start)
+    return replace(sample, weights=weights)
 
 
 def truncate(sample: Sample, max_length: int) -> Sample:
@@ -190,13 +346,106 @@ def truncate(sample: Sample, max_length: int) -> Sample:
             "Allow more tokens or leave the conversation out."
         )
     cut = fitting[-1]
-    return Sample(
-        sample.input_ids[:cut],
-        sample.labels[:cut],
-        tuple(span for span in sample.graded if span.end <= cut),
-        tuple(fitting),
-        sample.id,
+    kept = tuple(span for span in sample.graded if span.end <= cut)
+    return replace(
+        sample,
+        input_ids=sample.input_ids[:cut],
+        labels=sample.labels[:cut],
+        graded=kept,
+        cuts=tuple(fitting),
+        weights=sample.weights and sample.weights[:cut],
+        dropped_replies=sample.dropped_replies + len(sample.graded) - len(kept),
+        dropped_tokens=sample.dropped_tokens + len(sample) - cut,
     )
+
+
+# --- what must hold of a single conversation -----------------------------------------------------
+
+
+def _check_steering(chat: Conversation, plan, values: list, encoder: PieceEncoder) -> None:
+    """What looks like a special token in a text must not change what the template writes."""
+    texts = values[: plan.texts]
+    if not any(map(encoder.looks_special, texts)):
+        return
+    harmless = [guard(text, encoder.special_tokens) for text in texts]
+    found = plan.values(harmless)
+    if found is None:
+        raise MaskError(STEERED)
+    for layout in plan.layouts:
+        for character in filter(is_mark, layout.marked):
+            number = ord(character) - FIRST_MARK
+            if unguard(found[number]) != values[number]:
+                raise MaskError(STEERED)
+
+
+def _check_reasoning(chat: Conversation, layouts: list[Layout], values: list) -> None:
+    """Reasoning that is to be masked must not stand inside what is graded."""
+    for layout in layouts:
+        for turn in layout.turns:
+            if "</think>" in fill(layout.marked[turn.answer : turn.end], values):
+                raise MaskError(
+                    f"turn {turn.message}: the reasoning stands inside the content, where this "
+                    "template does not tell it apart, so it cannot be masked. Move it into "
+                    "'reasoning_content'."
+                )
+
+
+_planners: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def _planner(tokenizer, template_options: tuple) -> Planner:
+    if not getattr(tokenizer, "chat_template", None):
+        render_template(tokenizer, [])  # says what to do
+    made = _planners.setdefault(tokenizer, {})
+    names = tuple(tokenizer.special_tokens_map.items())
+    key = (tokenizer.get_chat_template(), len(tokenizer), repr((names, template_options)))
+    if key not in made:
+        made[key] = Planner(tokenizer, dict(template_options))
+    return made[key]
+
+
+# --- the walkthrough's words, and templates that cannot be followed -------------------------------
+
+
+def _words(chat: Conversation, tokenizer: WordTokenizer, mode: str) -> Sample:
+    spans = render(chat, tokenizer.family, lossy=True).spans
+    specials = tuple({span.text for span in spans if span.special})
+    rendered = render(_guarded(chat, specials), tokenizer.family, lossy=True)
+    return _from_spans(rendered, tokenizer.encode(rendered.text, specials), mode, chat)
+
+
+def _by_rerendering(chat: Conversation, tokenizer, options: Options) -> list[Sample]:
+    """The last resort: every prefix rendered anew, one sample for each reply if need be."""
+    if options.reasoning == "mask":
+        raise MaskError(
+            "this template cannot be followed, so reasoning cannot be told apart in it."
+        )
+    template_options = dict(options.template_options)
+
+    def sample(chat, only_last):
+        rendered = spans_by_rerendering(
+            chat, tokenizer, only_last=only_last, options=template_options
+        )
+        encoded = encode(tokenizer, rendered.text)
+        _check_prompts(rendered, encoded, tokenizer)
+        return _from_spans(rendered, encoded, options.mode, chat)
+
+    replies = [turn for turn, m in enumerate(chat) if m.role == "assistant" and m.train]
+    try:
+        return [sample(chat, options.mode == "last_turn")]
+    except MaskError:
+        if options.mode != "assistant" or len(replies) < 2:
+            raise
+    return [sample(chat.prefix(turn + 1), True) for turn in replies]
+
+
+def _from_spans(rendered: Rendered, encoded: Encoded, mode: str, chat: Conversation) -> Sample:
+    labels = token_labels(encoded, character_mask(rendered, mode))
+    graded = _graded_runs(rendered, encoded, labels)
+    kept = tuple(run for run in graded if run.message is None or chat[run.message].train)
+    for run in set(graded) - set(kept):
+        labels[run.start : run.end] = [IGNORE_INDEX] * (run.end - run.start)
+    return Sample(encoded.ids, labels, kept, _cuts(rendered, encoded), chat.id)
 
 
 def _owners(rendered: Rendered) -> list[Span]:
@@ -227,191 +476,6 @@ def _cuts(rendered: Rendered, encoded: Encoded) -> tuple[int, ...]:
         if span.role == "assistant":
             ends[span.turn] = position
     return tuple(sum(start < end for start, _ in encoded.offsets) for end in ends.values())
-
-
-# --- the assistant's spans in any chat template ---------------------------------------------------
-
-
-def render_template(tokenizer, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
-    """`tokenizer.apply_chat_template` as text; raises `MaskError` where there is no template."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise MaskError(
-            "the tokenizer has no chat template. A base model's usually has none: set one with "
-            "tokenizer.chat_template = course_utils.templates.chat_template('chatml') or another "
-            "family whose special tokens this tokenizer has."
-        )
-    from jinja2.exceptions import TemplateError as JinjaError
-
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except JinjaError as error:
-        raise MaskError(
-            f"the chat template refuses the roles {[m['role'] for m in messages]}: {error}"
-        ) from None
-
-
-def spans_by_rerendering(
-    conversation: Conversation, tokenizer, *, only_last: bool = False
-) -> Rendered:
-    """Find the assistant's turns in a chat template's output by rendering prefixes of the chat.
-
-    For the assistant turn k, the text before its reply is what a server would send: messages 0 to
-    k - 1 with the generation prompt. The text after it is messages 0 to k. Both must be prefixes of
-    the whole, or the template rewrites history (it drops old reasoning, looks at the last user
-    turn, writes the time) and `MaskError` is raised. `only_last` looks for the last reply alone.
-
-    The spans are coarse: text of others, assistant header, assistant content, end of turn, gap.
-    Contents are guarded: what looks like a special token in them carries `tokenizers.GUARD`.
-    """
-    if conversation.roles[0] == "assistant":
-        raise MaskError(
-            "turn 0 is an assistant turn: no server would send an empty prompt before it. "
-            "Drop it, or put a user turn before it."
-        )
-    specials = special_tokens(tokenizer)
-    messages = _guarded(conversation, specials).as_messages()
-    uninvited = _uninvited_prompt(tokenizer, specials)
-    whole = render_template(tokenizer, messages).removesuffix(uninvited)
-    replies = [turn for turn, role in enumerate(conversation.roles) if role == "assistant"]
-    spans, position = [], 0
-    for turn in replies[-1:] if only_last else replies:
-        before = render_template(tokenizer, messages[:turn]).removesuffix(uninvited)
-        prompt = render_template(tokenizer, messages[:turn], add_generation_prompt=True)
-        until = render_template(tokenizer, messages[: turn + 1]).removesuffix(uninvited)
-        for shorter, longer, what in (
-            (before, prompt, "adding the generation prompt"),
-            (prompt, until, "adding the reply"),
-            (until, whole, "adding later turns"),
-        ):
-            if not longer.startswith(shorter):
-                raise MaskError(_rewritten(turn, shorter, longer, what))
-        stop, end = _end_of_turn(until, len(prompt), messages[turn]["content"], specials, turn)
-        spans += [
-            Span(whole[position : len(before)], "content"),
-            Span(whole[len(before) : len(prompt)], "role", turn, "assistant"),
-            Span(whole[len(prompt) : stop], "content", turn, "assistant", generated=True),
-            Span(whole[stop:end], "eot", turn, "assistant", whole[stop:end] in specials, True),
-            Span(whole[end : len(until)], "gap", turn, "assistant"),
-        ]
-        position = len(until)
-    spans.append(Span(whole[position:], "content"))
-    _check_contents(whole, messages)
-    _check_steering(conversation, tokenizer, messages, specials)
-    return Rendered(tuple(span for span in spans if span.text), "chat template")
-
-
-def _guarded(conversation: Conversation, specials: tuple[str, ...]) -> Conversation:
-    return Conversation(tuple(Message(m.role, guard(m.content, specials)) for m in conversation))
-
-
-def _end_of_turn(
-    until: str, start: int, content: str, specials: tuple[str, ...], turn: int
-) -> tuple[int, int]:
-    """Where the end of turn of the reply that begins at `start` begins and ends.
-
-    It is the first special token behind the content. Behind it only white space may come: anything
-    else would be text that the model is to write after it stopped. In a template without such a
-    token it is all that the template writes behind the content.
-    """
-    found = until.find(content.strip(), start)
-    if found < 0:
-        raise MaskError(
-            f"turn {turn}: the template does not write the content as it is, so it cannot be "
-            f"located: {_shown(content)} is not in {_shown(until[start:])}. "
-            "Write the content as the template renders it, or change the template."
-        )
-    behind = found + len(content.strip())
-    if not (token := special_pattern(specials).search(until, behind)):
-        return behind, len(until)
-    if until[token.end() :].strip():
-        raise MaskError(
-            f"turn {turn}: after the end of turn the template writes "
-            f"{_shown(until[token.end() :])}; it is unclear whether the model is to write that. "
-            "Change the template so that the end of turn comes last."
-        )
-    return token.span()
-
-
-def _check_contents(whole: str, messages: list[dict]) -> None:
-    """All but replies must stand in the text one after the other, tool outputs also as JSON."""
-    position = 0
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            continue
-        content = message["content"].strip()
-        if message["role"] == "tool" and content not in whole[position:]:
-            content = json.dumps(message["content"], ensure_ascii=False)
-        found = whole.find(content, position)
-        if found < 0:
-            raise MaskError(
-                f"turn {turn}: the template drops, moves or rewrites the text of the "
-                f"{message['role']} turn, {_shown(content)}. Put the text where the template "
-                "renders it (a system text into the first user turn, say), or change the template."
-            )
-        position = found + len(content)
-
-
-def _check_steering(
-    conversation: Conversation, tokenizer, guarded: list[dict], specials: tuple[str, ...]
-) -> None:
-    """What a content says must change neither the rest of the text nor its special tokens."""
-    rendered = render_template(tokenizer, guarded)
-    harmless = [
-        {"role": m["role"], "content": "x" if m["content"].strip() else m["content"]}
-        for m in guarded
-    ]
-    pattern = special_pattern(specials)
-    if unguard(rendered) != render_template(tokenizer, conversation.as_messages()) or (
-        pattern.findall(rendered) != pattern.findall(render_template(tokenizer, harmless))
-    ):
-        raise MaskError(
-            "the template writes other special tokens, or other text, when a content looks like "
-            "one, so text typed by a user could steer it. Remove such text from the contents, or "
-            "change the template."
-        )
-
-
-def _uninvited_prompt(tokenizer, specials: tuple[str, ...]) -> str:
-    """The generation prompt, if the template writes it even when nobody asked for it, else "".
-
-    The first template of Llama 3 does: it opens an assistant turn behind every conversation, a
-    finished one too. In a training sample that would be a header with nothing after it.
-    """
-    question, reply = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-    try:
-        asked = render_template(tokenizer, [question], add_generation_prompt=True)
-        if asked != render_template(tokenizer, [question]):
-            return ""
-        answered = render_template(tokenizer, [question, reply])
-        followed = render_template(tokenizer, [question, reply, question])
-    except MaskError:
-        return ""
-    if not answered.startswith(asked) or followed.startswith(answered):
-        return ""  # What stands at the end stays there, so it belongs to the turn.
-    behind = answered.index("a", len(asked)) + 1
-    stop = special_pattern(specials).search(answered, behind)
-    rest = answered[stop.end() if stop else behind :].lstrip()
-    return rest if asked.endswith(rest) else ""
-
-
-def _rewritten(turn: int, shorter: str, longer: str, what: str) -> str:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b),
-        min(len(shorter), len(longer)),
-    )
-    return (
-        f"turn {turn}: {what} changes what stood before it, at character {same}: "
-        f"{unguard(shorter[same : same + 30])!r} became {unguard(longer[same : same + 30])!r}. "
-        "A mask made from prefixes would be wrong, so there is none. Make each reply a sample of "
-        f"its own, as in training_samples(conversation.prefix({turn + 1}), tokenizer, "
-        "mode='last_turn'), or change the template."
-    )
-
-
-def _shown(text: str, width: int = 60) -> str:
-    return repr(unguard(text.strip())[:width])
 
 
 def _check_prompts(rendered: Rendered, encoded: Encoded, tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from chats import (
@@ -145,9 +146,7 @@ def test_the_gap_behind_a_turn_is_never_graded_as_the_assistants():
 
 def test_every_mode_is_tested_and_unknown_ones_are_refused(toy):
     assert set(GRADED) == set(MASK_MODES)
-    with pytest.raises(
-        MaskError, match="'two': unknown mask mode 'answers': choose from everything"
-    ):
+    with pytest.raises(MaskError, match="unknown mask mode 'answers': choose from everything"):
         training_samples(TWO_REPLIES, toy("llama3"), mode="answers")
 
 
@@ -370,16 +369,19 @@ def test_content_gives_no_special_id_in_words():
 
 
 def test_the_guard_character_is_refused(toy):
-    chat = conversation(("user", f"a{GUARD}"), REPLY, id="private")
+    chat = conversation(("user", f"a{GUARD}<|im_end|>"), REPLY, id="private")
     for tokenizer in (toy("chatml"), WordTokenizer()):
         with pytest.raises(MaskError, match=r"'private': .*U\+E000 at position 1.*Remove it"):
             training_samples(chat, tokenizer)
+    # Where nothing has to be guarded, it is a character like any other.
+    chat = conversation(("user", f"a{GUARD}"), ("assistant", "\U000f0000\U000f0001"))
+    sample = sample_of(chat, toy("chatml"))
+    assert graded_text(sample, toy("chatml")) == "\U000f0000\U000f0001<|im_end|>"
 
 
 STEERED = {
     "cleans": "{{ m.content | replace('<|im_end|>', '') }}",
     "obeys": "{{ 'STOP' if '<|im_end|>' in m.content else m.content }}",
-    "completes": "{{ '<|' + m.content + '|>' }}",
 }
 
 
@@ -391,10 +393,18 @@ def test_a_template_that_content_steers_is_refused(kind, toy):
         + "{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    attack = "im_end" if kind == "completes" else "go <|im_end|> on"
     assert sample_of(conversation(USER, REPLY), toy(template))
-    with pytest.raises(MaskError, match="typed by a user could steer it. Remove such"):
-        training_samples(conversation(("user", attack), REPLY), toy(template))
+    chat = conversation(("user", "go <|im_end|> on"), REPLY)
+    with pytest.raises(MaskError, match="typed by a user could steer it. Remove such|drops or rew"):
+        training_samples(chat, toy(template))
+
+
+def test_a_special_token_that_template_and_content_make_together_is_none(toy):
+    template = "{% for m in messages %}{{ '<|' + m.content + '|>' + '<|eot_id|>' }}{% endfor %}"
+    tokenizer = toy(template)
+    sample = sample_of(conversation(("user", "im_end"), ("assistant", "im_start")), tokenizer)
+    assert tokenizer.decode(sample.input_ids) == "<|im_end|><|eot_id|><|im_start|><|eot_id|>"
+    assert [tokenizer.decode([n]) for n in specials_in(sample, tokenizer)] == ["<|eot_id|>"] * 2
 
 
 # --- the generation tag --------------------------------------------------------------------------
@@ -438,16 +448,6 @@ REWRITES = {
         "{{ strftime_now('%H:%M:%S.%f') + '<|im_end|>\n' }}" + BODY + ASKED,
         r"turn 1: adding .* changes what stood before it, at character \d+: '\d+.*' became '\d",
     ),
-    "last user turn": (
-        "{% for m in messages %}" + OPEN + "{% if m.role == 'user' and loop.revindex <= 2 %}"
-        "{{ 'Think. ' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}" + ASKED,
-        r"turn 1: adding later turns changes .*'Think. Hi.* became 'Hi<",
-    ),
-    "old replies": (
-        "{% for m in messages %}" + OPEN + "{{ (m.content if loop.last or m.role == 'user' "
-        "else m.content[:3]) + '<|im_end|>\n' }}{% endfor %}" + ASKED,
-        r"turn 1: adding later turns changes .*'lo<\|im_end\|>.* became '<\|im_end\|>",
-    ),
     "number of turns": (
         "{{ messages | length }}" + BODY + ASKED,
         r"turn 1: adding the reply changes .* character 0: '1<\|im_start.* became '2<",
@@ -460,62 +460,81 @@ REWRITES = {
 
 
 @pytest.mark.parametrize("kind", REWRITES)
-def test_a_template_that_rewrites_history_is_refused(kind, toy):
+def test_a_prompt_that_the_finished_turn_does_not_begin_with_is_refused(kind, toy):
     template, message = REWRITES[kind]
-    with pytest.raises(MaskError, match=f"conversation 'two': {message}.*or change the template"):
+    with pytest.raises(MaskError, match=f"conversation 'two': {message}.*Change the template"):
         training_samples(TWO_REPLIES, toy(template))
 
 
+# Templates that write earlier turns in another way than the last, as served: what each writes for
+# the first reply while it is the last, and afterwards.
+FORGETS = {
+    "last user turn": (
+        "{% for m in messages %}" + OPEN + "{% if m.role == 'user' and loop.revindex <= 2 %}"
+        "{{ 'Think. ' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}" + ASKED
+    ),
+    "old replies": (
+        "{% for m in messages %}" + OPEN + "{{ (m.content if loop.last or m.role == 'user' "
+        "else m.content[:3]) + '<|im_end|>\n' }}{% endfor %}" + ASKED
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORGETS)
+def test_a_template_that_rewrites_history_gives_a_sample_for_each_reply(kind, toy):
+    tokenizer = toy(FORGETS[kind])
+    samples = training_samples(TWO_REPLIES, tokenizer)
+    for sample, turn in zip(samples, (1, 3), strict=True):
+        check_sample(sample)
+        assert [run.message for run in sample.graded] == [turn]
+        messages = TWO_REPLIES.as_messages()
+        assert tokenizer.decode(sample.input_ids) == render_template(
+            tokenizer, messages[: turn + 1]
+        )
+        prompt = render_template(tokenizer, messages[:turn], add_generation_prompt=True)
+        assert tokenizer.decode(sample.input_ids[: sample.graded[0].start]) == prompt
+
+
 def test_qwen3_rewrites_history(real):
-    tokenizer = real("qwen3")
-    with pytest.raises(
-        MaskError, match=r"'two': turn 1: adding later turns .*'<think>.*prefix\(2\).*'last_turn'"
-    ):
-        training_samples(TWO_REPLIES, tokenizer)
-    single = sample_of(TWO_REPLIES.prefix(2), tokenizer)
-    assert graded_text(single, tokenizer) == "<think>\n\n</think>\n\nHello<|im_end|>"
-
-
-def test_the_remedy_that_the_refusal_names_works(real):
     """Every reply as a sample of its own, each with the prompt that a server would send."""
     tokenizer = real("qwen3")
-    for turn, reply in ((1, "Hello"), (3, "Bye.")):
-        chat = TWO_REPLIES.prefix(turn + 1)
-        sample = sample_of(chat, tokenizer, mode="last_turn")
+    samples = training_samples(TWO_REPLIES, tokenizer)
+    for sample, turn, reply in zip(samples, (1, 3), ("Hello", "Bye."), strict=True):
         check_sample(sample)
+        last = sample_of(TWO_REPLIES.prefix(turn + 1), tokenizer, mode="last_turn")
+        assert sample == last
         assert graded_text(sample, tokenizer) == f"<think>\n\n</think>\n\n{reply}<|im_end|>"
         prompt = tokenizer.apply_chat_template(
             TWO_REPLIES.prefix(turn).as_messages(), tokenize=False, add_generation_prompt=True
         )
         start = sample.graded[0].start
         assert tokenizer.decode(sample.input_ids[:start]) == prompt
-    with pytest.raises(MaskError, match="turn 3: adding later turns"):
-        chat = conversation(*((m.role, m.content) for m in TWO_REPLIES), ("user", "Hm?"))
-        training_samples(chat, tokenizer, mode="last_turn")
+    chat = conversation(*((m.role, m.content) for m in TWO_REPLIES), ("user", "Hm?"), id="two")
+    assert training_samples(chat, tokenizer) == samples
 
 
 DROPS = {
     "system text": (
         "{% for m in messages if m.role != 'system' %}" + OPEN + "{{ m.content + '<|im_end|>\n' }}"
         "{% endfor %}" + ASKED,
-        "turn 0: the template drops, moves or rewrites the text of the system turn, 'Be brief.'",
+        "turn 0: the template drops or rewrites the text of the system turn, 'Be brief.'",
     ),
     "user text": (
         "{% for m in messages %}" + OPEN + "{{ (m.content[:4] if m.role == 'user' else m.content)"
         " + '<|im_end|>\n' }}{% endfor %}" + ASKED,
-        "turn 1: the template drops, moves or rewrites the text of the user turn, 'Say yes now.'",
+        "turn 1: the template drops or rewrites the text of the user turn, 'yes now.'",
     ),
     "reply": (
         "{% for m in messages %}"
         + OPEN
         + "{{ m.content[:12] + '<|im_end|>\n' }}{% endfor %}"
         + ASKED,
-        "turn 2: the template does not write the content as it is.*'Yes, with pleasure.' is not in",
+        "turn 2: the template drops or rewrites the text of the assistant turn, 'easure.'",
     ),
     "capitals": (
         "{% for m in messages %}" + OPEN + "{{ (m.content if m.role != 'assistant' else m.content "
         "| upper) + '<|im_end|>\n' }}{% endfor %}" + ASKED,
-        "turn 2: the template does not write the content as it is.*'YES, WITH",
+        "turn 2: the template drops or rewrites the text of the assistant turn, 'Yes, with",
     ),
     "more after the end": (
         "{% for m in messages %}" + OPEN + "{{ m.content + '<|im_end|>' + m.role + '\n' }}"
@@ -591,7 +610,7 @@ def test_a_template_without_a_special_end_of_turn(toy):
     merging = merging_toy("Yes!\n", chat_template("plain"))
     chat = conversation(USER, ("assistant", "Yes!"), id="point")
     assert graded_text(sample_of(chat, merging), merging) == " Yes!\n"
-    with pytest.raises(MaskError, match="conversation 'point': token .*across the edge"):
+    with pytest.raises(MaskError, match="conversation 'point': a token .*across the edge"):
         training_samples(chat, merging, mode="assistant_content")
 
 
@@ -700,6 +719,8 @@ def test_a_sample_that_fits_is_left_as_it_is(toy):
     whole = sample_of(TWO_REPLIES.prefix(3), toy("chatml"))
     assert truncate(whole, len(whole)) is whole
     shorter = truncate(whole, len(whole) - 1)
+    assert (shorter.dropped_replies, shorter.dropped_tokens) == (0, len(whole) - len(shorter))
+    shorter = replace(shorter, dropped_tokens=0)
     assert shorter == sample_of(TWO_REPLIES.prefix(2), toy("chatml"))
 
 
