@@ -49,6 +49,7 @@ class Assembly:
         for edge, place in enumerate(places):
             edges_at.setdefault(place, []).append(edge)
         self.edges = len(places)
+        self.parts = _parts(layout.marked)
         served = {turn.start for turn in layout.turns}
         # Ids that never change, edges that fall between two items, and pieces, in their order.
         self.items: list[list[int] | int | Piece] = []
@@ -62,6 +63,13 @@ class Assembly:
                 self._add_ids([encoder.special_id(match[0])])
             position = end
         self.items += edges_at.get(len(text), [])
+        # The special token behind each piece with marks.
+        behind = [item for item in self.items if type(item) is not int]
+        self.stops = [
+            following[0] if following else None
+            for piece, following in zip(behind, [*behind[1:], None], strict=True)
+            if type(piece) is Piece
+        ]
 
     def _add_ids(self, ids: list[int]) -> None:
         if self.items and isinstance(self.items[-1], list):
@@ -82,7 +90,7 @@ class Assembly:
             return
         ids, cut = self.encoder.constant(text[start:end]), 0
         for edge, is_start, before in piece.edges:
-            found = self.place(text[start:end], ids, is_start, "".join(before), edge)
+            found = self.place((piece.parts, ()), ids, is_start, "".join(before), edge)
             self._add_ids(ids[cut:found])
             self.items.append(edge)
             cut = found
@@ -92,9 +100,34 @@ class Assembly:
         """The texts of the pieces, in order: what has to be encoded for these values."""
         return [_filled(item.parts, values) for item in self.items if type(item) is Piece]
 
-    def finish(
-        self, values: list, texts: Iterator[str], encoded: Iterator[list[int]]
-    ) -> tuple[list[int], list[int]]:
+    def whole(self, values: list) -> str:
+        """The whole text."""
+        return _filled(self.parts, values)
+
+    def pieces_of(self, ids: list[int]) -> list[list[int]] | None:
+        """The ids of the pieces among those of the whole; None if it has other special tokens.
+
+        Encoding the whole is faster with Hugging Face's tokenizers than encoding every piece, and
+        the special tokens that the template wrote show where the pieces are.
+        """
+        pieces, position, stops = [], 0, iter(self.stops)
+        ids = [*ids, None]  # what the last piece ends with
+        for item in self.items:
+            if type(item) is list:
+                if ids[position : position + len(item)] != item:
+                    return None
+                position += len(item)
+            elif type(item) is Piece:
+                try:
+                    end = ids.index(next(stops), position)
+                except ValueError:
+                    return None
+                pieces.append(ids[position:end])
+                position = end
+        others = map(self.encoder.special_ids.isdisjoint, pieces)
+        return pieces if position == len(ids) - 1 and all(others) else None
+
+    def finish(self, values: list, encoded: Iterator[list[int]]) -> tuple[list[int], list[int]]:
         """The ids of the whole, and for each edge how many of them stand before it."""
         ids: list[int] = []
         edges = [0] * self.edges
@@ -104,15 +137,16 @@ class Assembly:
             elif type(item) is int:
                 edges[item] = len(ids)
             else:
-                text, found = next(texts), next(encoded)
+                found = next(encoded)
                 for edge, is_start, before in item.edges:
                     prefix = _filled(before, values)
-                    edges[edge] = len(ids) + self.place(text, found, is_start, prefix, edge)
+                    behind = item.parts, values
+                    edges[edge] = len(ids) + self.place(behind, found, is_start, prefix, edge)
                 ids += found
         return ids, edges
 
-    def place(self, text: str, ids: list[int], is_start: bool, before: str, edge: int) -> int:
-        """How many of the `ids` of `text` stand before the edge that follows `before`."""
+    def place(self, filling, ids: list[int], is_start: bool, before: str, edge: int) -> int:
+        """How many of the `ids` of a piece stand before the edge that follows `before`."""
         # Short texts before an edge are a template's own words, the same again and again.
         alone = (
             self.encoder.constant(before)
@@ -121,6 +155,7 @@ class Assembly:
         )
         if ids[: len(alone)] == alone:
             return len(alone)
+        text = _filled(*filling)
         if is_start:
             raise MaskError(
                 f"turn {self.turn_of.get(edge)}: the reply's first characters "

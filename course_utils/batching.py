@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from course_utils.conversation import Conversation
-from course_utils.masking import IGNORE_INDEX, MaskError, Sample, training_samples
+from course_utils.masking import IGNORE_INDEX, MaskError, Options, Sample, samples_of
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,24 @@ class Prepared:
     def graded_tokens(self) -> int:
         return sum(sample.graded_tokens for sample in self.samples)
 
+    @property
+    def truncated(self) -> list[Sample]:
+        """The samples of which something was cut off, with how much."""
+        return [sample for sample in self.samples if sample.dropped_tokens]
+
     def __str__(self):
         share = self.graded_tokens / self.tokens
         lines = [
             f"{len(self.samples)} samples, {self.tokens} tokens, of which {self.graded_tokens} "
             f"({share:.0%}) are graded; {len(self.refused)} conversations refused"
         ]
+        if cut := self.truncated:
+            replies = sum(sample.dropped_replies for sample in cut)
+            tokens = sum(sample.dropped_tokens for sample in cut)
+            lines.append(
+                f"  {len(cut)} samples cut at the end of a turn: {replies} replies and {tokens} "
+                "tokens dropped"
+            )
         lines += [f"  {name}: {reason}" for name, reason in self.refused[:5]]
         if len(self.refused) > 5:
             lines.append(f"  and {len(self.refused) - 5} more, all listed in `refused`")
@@ -41,17 +53,22 @@ def prepare(
     *,
     mode: str = "assistant",
     max_length: int | None = None,
+    reasoning: str = "grade",
+    **template_options,
 ) -> Prepared:
     """`training_samples` of every conversation; those it refuses are listed with the reason.
 
-    Raises `MaskError` if no sample is left, with the first reason.
+    The options are those of `training_samples`. Raises `MaskError` if no sample is left, with the
+    first reason.
     """
     samples, refused = [], []
-    for position, chat in enumerate(conversations):
-        try:
-            samples += training_samples(chat, tokenizer, mode=mode, max_length=max_length)
-        except MaskError as error:
-            refused.append((chat.id or f"conversation {position}", str(error)))
+    options = Options(mode, max_length, reasoning, True, tuple(template_options.items()))
+    outcomes = samples_of(conversations, tokenizer, options)
+    for position, (chat, outcome) in enumerate(outcomes):
+        if isinstance(outcome, MaskError):
+            refused.append((chat.id or f"conversation {position}", str(outcome)))
+        else:
+            samples += outcome
     if not samples:
         reason = f" The first: {refused[0][1]}" if refused else ""
         raise MaskError(f"none of {len(refused)} conversations can be trained on.{reason}")
@@ -64,7 +81,8 @@ def collate(samples: Sequence[Sample], pad_token_id: int, *, pad_to_multiple_of:
     Returns tensors of shape (B, T): `input_ids` padded with `pad_token_id`, `attention_mask`
     with 0, and `labels` with `IGNORE_INDEX`. The label of padding is never the pad token: that
     would grade the model on writing padding. Where pad and end of turn share an id it would be
-    impossible to mask one without the other.
+    impossible to mask one without the other. If a sample has weights, `loss_weights` hold them,
+    padded with 0.
     """
     import torch
 
@@ -80,6 +98,11 @@ def collate(samples: Sequence[Sample], pad_token_id: int, *, pad_to_multiple_of:
         rows["input_ids"].append([*sample.input_ids, *[pad_token_id] * missing])
         rows["attention_mask"].append([1] * len(sample) + [0] * missing)
         rows["labels"].append([*sample.labels, *[IGNORE_INDEX] * missing])
+    if any(sample.weights for sample in samples):
+        rows["loss_weights"] = [
+            [*(sample.weights or [1.0] * len(sample)), *[0.0] * (length - len(sample))]
+            for sample in samples
+        ]
     return {name: torch.tensor(values) for name, values in rows.items()}
 
 

@@ -47,6 +47,7 @@ class PieceEncoder:
         self.other_pattern = re.compile(f"({special_pattern(tuple(self.others)).pattern})")
         self.first_characters = {text[0] for text in self.others if text}
         self.first_of_specials = {text[0] for text in self.special_tokens if text}
+        self.special_ids = {self.special_id(token) for token in self.special_tokens}
         self.piecewise = self._same_in_pieces()
         self.fast = proven_tiktoken(tokenizer, self) if fast and self.piecewise else None
         self.constant = lru_cache(maxsize=4096)(lambda text: self.encode_many([text])[0])
@@ -61,15 +62,21 @@ class PieceEncoder:
             and self.specials.search(text) is not None
         )
 
+    def encode_whole(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, in which special tokens are special, whoever wrote them."""
+        return [
+            found.ids for found in self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, none of them a special token's."""
         if self.fast is not None:
             return [self._encode_fast(text) for text in texts]
         suspects = {place for place, text in enumerate(texts) if self.looks_special(text)}
         plain = [text for place, text in enumerate(texts) if place not in suspects]
-        found = iter(self.backend.encode_batch_fast(plain, add_special_tokens=False))
+        found = iter(self.encode_whole(plain))
         return [
-            self._as_ordinary_text(text) if place in suspects else next(found).ids
+            self._as_ordinary_text(text) if place in suspects else next(found)
             for place, text in enumerate(texts)
         ]
 

@@ -20,7 +20,7 @@ from course_utils.layouts import Layout, Planner, fill, is_mark
 from course_utils.rerendering import (
     STEERED,
     MaskError,
-    _guarded,
+    guarded,
     render_template,
     spans_by_rerendering,
 )
@@ -188,29 +188,26 @@ def samples_of(
 
     `together` conversations at a time are encoded in one call.
     """
+    if isinstance(tokenizer, WordTokenizer):
+        make = _WordMaker(tokenizer, options)
+    else:
+        make = _Maker(tokenizer, options)
     chats = iter(conversations)
     while chunk := list(islice(chats, together)):
-        drafts = [
-            _refusing(chat, lambda chat=chat: _draft(chat, tokenizer, options)) for chat in chunk
-        ]
-        made = [draft for draft in drafts if isinstance(draft, Draft)]
-        texts = [text for draft in made for text in draft.texts]
-        encoded = iter(made[0].encoder.encode_many(texts) if made else ())
-        all_texts = iter(texts)
+        drafts = [_refusing(chat, make.draft, chat) for chat in chunk]
+        encoded = iter(make.encode([draft for draft in drafts if isinstance(draft, Draft)]))
         for chat, draft in zip(chunk, drafts, strict=True):
             if isinstance(draft, Draft):
-                count = len(draft.texts)
-                its = list(islice(all_texts, count)), list(islice(encoded, count))
-                draft = _refusing(chat, lambda chat=chat, d=draft, its=its: d.samples(chat, *its))
+                draft = _refusing(chat, draft.samples, chat, next(encoded))
             if isinstance(draft, list):
-                draft = _refusing(chat, lambda chat=chat, d=draft: _finished(chat, d, options))
+                draft = _refusing(chat, _finished, chat, draft, options)
             yield chat, draft
 
 
-def _refusing(chat: Conversation, make):
-    """What `make()` gives, or a `MaskError` that names the conversation."""
+def _refusing(chat: Conversation, make, *arguments):
+    """What `make(*arguments)` gives, or a `MaskError` that names the conversation."""
     try:
-        return make()
+        return make(*arguments)
     except (MaskError, TemplateError, TokenizerError) as error:
         name = f"conversation {chat.id!r}: " if chat.id is not None else ""
         refusal = MaskError(f"{name}{error}")
@@ -224,13 +221,15 @@ class Draft:
 
     assemblies: list[Assembly]
     values: list
-    texts: list[str]
-    encoder: PieceEncoder
 
-    def samples(self, chat: Conversation, texts: list[str], encoded: list[list[int]]):
-        texts, encoded, samples = iter(texts), iter(encoded), []
+    def texts(self) -> list[str]:
+        return [text for assembly in self.assemblies for text in assembly.texts(self.values)]
+
+    def samples(self, chat: Conversation, encoded: list[list[int]]) -> list[Sample]:
+        """The samples, from the ids of `texts`."""
+        encoded, samples = iter(encoded), []
         for assembly in self.assemblies:
-            ids, edges = assembly.finish(self.values, texts, encoded)
+            ids, edges = assembly.finish(self.values, encoded)
             labels = [IGNORE_INDEX] * len(ids)
             graded = []
             for number, run in enumerate(assembly.runs):
@@ -238,39 +237,72 @@ class Draft:
                 if start < end:
                     labels[start:end] = ids[start:end]
                     graded.append(GradedSpan(start, end, run.message))
-            cuts = tuple(edges[cut] for cut in assembly.cuts)
+            cuts = tuple([edges[cut] for cut in assembly.cuts])
             samples.append(Sample(ids, labels, tuple(graded), cuts, chat.id))
         return samples
 
 
-def _draft(chat: Conversation, tokenizer, options: Options) -> Draft | list[Sample]:
-    """The conversation laid out; where its template cannot be followed, the samples themselves."""
-    if isinstance(tokenizer, WordTokenizer):
-        return [_words(chat, tokenizer, options.mode)]
-    encoder = encoder_of(tokenizer, fast=options.fast)
-    planner = _planner(tokenizer, options.template_options)
-    try:
-        if not encoder.piecewise:
-            raise Unwatchable("this tokenizer encodes a piece alone in another way")
-        plan, values = planner.plan(
-            chat,
-            only_last=options.mode == "last_turn",
-            headers=options.mode == "assistant_and_header",
-        )
-    except Unwatchable:
-        return _by_rerendering(chat, tokenizer, options)
-    _check_steering(chat, plan, values, encoder)
-    if options.reasoning == "mask":
-        _check_reasoning(chat, plan.layouts, values)
-    key = (options.mode, options.reasoning, options.fast)
-    if key not in plan.compiled:
-        plan.compiled[key] = [
-            Assembly(layout, graded_runs(layout, options.mode, options.reasoning), encoder)
-            for layout in plan.layouts
-        ]
-    assemblies = plan.compiled[key]
-    texts = [text for assembly in assemblies for text in assembly.texts(values)]
-    return Draft(assemblies, values, texts, encoder)
+class _Maker:
+    """Drafts and ids for one tokenizer."""
+
+    def __init__(self, tokenizer, options: Options):
+        self.tokenizer, self.options = tokenizer, options
+        self.encoder = self.planner = None
+
+    def draft(self, chat: Conversation) -> Draft | list[Sample]:
+        """The conversation laid out; or its samples, if the template cannot be followed."""
+        options = self.options
+        if self.planner is None:
+            self.planner = _planner(self.tokenizer, options.template_options)
+            self.encoder = encoder_of(self.tokenizer, fast=options.fast)
+        try:
+            if not self.encoder.piecewise:
+                raise Unwatchable("this tokenizer encodes a piece alone in another way")
+            plan, values = self.planner.plan(
+                chat,
+                only_last=options.mode == "last_turn",
+                headers=options.mode == "assistant_and_header",
+            )
+        except Unwatchable:
+            return _by_rerendering(chat, self.tokenizer, options)
+        _check_steering(plan, values, self.encoder)
+        if options.reasoning == "mask":
+            _check_reasoning(plan.layouts, values)
+        key = (options.mode, options.reasoning, options.fast)
+        if key not in plan.compiled:
+            plan.compiled[key] = [
+                Assembly(layout, graded_runs(layout, *key[:2]), self.encoder)
+                for layout in plan.layouts
+            ]
+        return Draft(plan.compiled[key], values)
+
+    def encode(self, drafts: list[Draft]) -> list[list[list[int]]]:
+        """The ids of each draft's pieces."""
+        if self.encoder is None or self.encoder.fast is not None:
+            return [self.encoder.encode_many(draft.texts()) for draft in drafts]
+        wholes = [a.whole(draft.values) for draft in drafts for a in draft.assemblies]
+        found = iter(self.encoder.encode_whole(wholes))
+        encoded = []
+        for draft in drafts:
+            pieces = [assembly.pieces_of(next(found)) for assembly in draft.assemblies]
+            if None in pieces:  # a text that looks like a special token
+                encoded.append(self.encoder.encode_many(draft.texts()))
+            else:
+                encoded.append([ids for its in pieces for ids in its])
+        return encoded
+
+
+class _WordMaker:
+    """Samples of the walkthrough's words."""
+
+    def __init__(self, tokenizer: WordTokenizer, options: Options):
+        self.tokenizer, self.options = tokenizer, options
+
+    def draft(self, chat: Conversation) -> list[Sample]:
+        return [_words(chat, self.tokenizer, self.options.mode)]
+
+    def encode(self, drafts: list[Draft]) -> list:
+        return []
 
 
 def graded_runs(layout: Layout, mode: str, reasoning: str) -> list[Run]:
@@ -362,10 +394,10 @@ def truncate(sample: Sample, max_length: int) -> Sample:
 # --- what must hold of a single conversation -----------------------------------------------------
 
 
-def _check_steering(chat: Conversation, plan, values: list, encoder: PieceEncoder) -> None:
+def _check_steering(plan, values: list, encoder: PieceEncoder) -> None:
     """What looks like a special token in a text must not change what the template writes."""
     texts = values[: plan.texts]
-    if not any(map(encoder.looks_special, texts)):
+    if not encoder.looks_special("\n".join(texts)):
         return
     harmless = [guard(text, encoder.special_tokens) for text in texts]
     found = plan.values(harmless)
@@ -378,7 +410,7 @@ def _check_steering(chat: Conversation, plan, values: list, encoder: PieceEncode
                 raise MaskError(STEERED)
 
 
-def _check_reasoning(chat: Conversation, layouts: list[Layout], values: list) -> None:
+def _check_reasoning(layouts: list[Layout], values: list) -> None:
     """Reasoning that is to be masked must not stand inside what is graded."""
     for layout in layouts:
         for turn in layout.turns:
@@ -410,7 +442,7 @@ def _planner(tokenizer, template_options: tuple) -> Planner:
 def _words(chat: Conversation, tokenizer: WordTokenizer, mode: str) -> Sample:
     spans = render(chat, tokenizer.family, lossy=True).spans
     specials = tuple({span.text for span in spans if span.special})
-    rendered = render(_guarded(chat, specials), tokenizer.family, lossy=True)
+    rendered = render(guarded(chat, specials), tokenizer.family, lossy=True)
     return _from_spans(rendered, tokenizer.encode(rendered.text, specials), mode, chat)
 
 

@@ -62,7 +62,7 @@ def spans_by_rerendering(
         )
     specials = special_tokens(tokenizer)
     options = dict(options or {}, tools=list(conversation.tools) or None)
-    messages = _guarded(conversation, specials).as_messages()
+    messages = guarded(conversation, specials).as_messages()
     uninvited = uninvited_prompt(tokenizer, specials, options)
     whole = render_template(tokenizer, messages, **options).removesuffix(uninvited)
     replies = [turn for turn, m in enumerate(conversation) if m.role == "assistant" and m.train]
@@ -94,7 +94,7 @@ def spans_by_rerendering(
     return Rendered(tuple(span for span in spans if span.text), "chat template")
 
 
-def _guarded(conversation: Conversation, specials: tuple[str, ...]) -> Conversation:
+def guarded(conversation: Conversation, specials: tuple[str, ...]) -> Conversation:
     def leaves(value):
         if isinstance(value, str):
             return guard(value, specials)

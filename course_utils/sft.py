@@ -117,7 +117,9 @@ class Step:
 def graded_loss(model, batch: dict):
     """Cross-entropy summed over the graded positions of a batch, and their number.
 
-    batch: `input_ids`, `attention_mask`, `labels` of shape (B, T), as `collate` makes them.
+    batch: `input_ids`, `attention_mask`, `labels` of shape (B, T), as `collate` makes them. With
+    `loss_weights` each position's loss is multiplied by its weight, and the number is the weights'
+    sum.
 
     Position i's logits are compared with label i + 1. Logits are computed only where that label is
     graded: with 262,144 words in the vocabulary they are the largest tensor of the whole step. They
@@ -139,17 +141,30 @@ def graded_loss(model, batch: dict):
         weight = weight.to(torch.get_autocast_dtype(weight.device.type))
     softcap = getattr(model.config, "final_logit_softcapping", None)
 
-    def loss_of(states, wanted):
+    def loss_of(states, wanted, weights=None):
         logits = F.linear(states, weight, output.bias).float()
         if softcap:
             logits = softcap * (logits / softcap).tanh()
-        return F.cross_entropy(logits, wanted, reduction="sum")
+        if weights is None:
+            return F.cross_entropy(logits, wanted, reduction="sum")
+        return (F.cross_entropy(logits, wanted, reduction="none") * weights).sum()
 
-    states = hidden[:, :-1][graded].split(LOGIT_ROWS)
-    wanted = targets[graded].split(LOGIT_ROWS)
-    pieces = zip(states, wanted, strict=True)
+    columns = [hidden[:, :-1][graded].split(LOGIT_ROWS), targets[graded].split(LOGIT_ROWS)]
+    count = int(graded.sum())
+    if "loss_weights" in batch:
+        weights = batch["loss_weights"][:, 1:][graded]
+        columns.append(weights.split(LOGIT_ROWS))
+        count = weights.sum().item()
+    pieces = zip(*columns, strict=True)
     total = sum(checkpoint(loss_of, *piece, use_reentrant=False) for piece in pieces)
-    return total, int(graded.sum())
+    return total, count
+
+
+def counted(sample: Sample) -> list[float]:
+    """The weights of a sample's graded positions; the first position has none before it."""
+    weights = sample.weights or [1] * len(sample)
+    pairs = zip(sample.labels[1:], weights[1:], strict=True)
+    return [weight for label, weight in pairs if label != IGNORE_INDEX]
 
 
 def learning_rate_at(step: int, config: SFTConfig) -> float:
@@ -233,12 +248,7 @@ def fine_tune(
         ]
         # One denominator for all forward passes of the step: a mean per pass would weigh the
         # tokens of a short batch more than those of a long one (transformers #34191).
-        graded = sum(
-            label != IGNORE_INDEX
-            for batch in chosen
-            for sample in batch
-            for label in sample.labels[1:]
-        )
+        graded = sum(weight for batch in chosen for sample in batch for weight in counted(sample))
         loss = 0.0
         for batch in chosen:
             # Few different lengths: the processor's kernels are prepared once per shape.
@@ -267,7 +277,7 @@ def fine_tune(
                 number,
                 loss,
                 sum(len(sample) for batch in chosen for sample in batch),
-                graded,
+                sum(len(counted(sample)) for batch in chosen for sample in batch),
                 rate,
                 float(norm),
                 time.perf_counter() - began,
