@@ -90,6 +90,37 @@ def test_saving_and_loading_gives_the_same(tmp_path_factory, rows, named):
     assert load_conversations(path, alternate=False) == chats
 
 
+def test_reasoning_tools_and_grades_survive(tmp_path):
+    call = {"name": "weather", "arguments": '{"city": "Bern"}'}
+    line = {
+        "id": "tools",
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "Look.",
+                "tool_calls": [call],
+            },
+            {"role": "tool", "name": "weather", "tool_call_id": "1", "content": "Rain"},
+            {"role": "assistant", "content": "It rains.", "train": False},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Yes.", "weight": 0.5},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+    }
+    (chat,) = load_conversations(file_of(tmp_path, line))
+    assert chat[1].content == "" and chat[1].reasoning == "Look."
+    function = {"name": "weather", "arguments": {"city": "Bern"}}
+    assert chat[1].tool_calls == ({"type": "function", "function": function},)
+    assert [m.train for m in chat] == [True, True, True, False, True, True]
+    assert chat[5].weight == 0.5 and chat.tools[0]["type"] == "function"
+    save_conversations([chat], tmp_path / "again.jsonl")
+    assert load_conversations(tmp_path / "again.jsonl") == [chat]
+    # A template reads neither of the two.
+    assert not {"train", "weight"} & {key for m in chat.as_messages() for key in m}
+
+
 def test_a_lone_surrogate_in_other_fields_survives(tmp_path):
     chat = Conversation(conversation(USER).messages, meta={"note": "\ud800"})
     save_conversations([chat], tmp_path / "chats.jsonl")
@@ -152,10 +183,66 @@ BAD = {
         "'b'.*message 0: the content of the user turn holds a lone surrogate at character 2",
         "Repair the text",
     ),
-    "tool calls": (
-        {"id": "b", "messages": [{"role": "user", "content": "x", "tool_calls": [], "name": "y"}]},
-        "message 0 has fields this schema does not know: .'name', 'tool_calls'",
+    "unknown fields": (
+        {"id": "b", "messages": [{"role": "user", "content": "x", "audio": [], "mood": "y"}]},
+        "message 0 has fields this schema does not know: .'audio', 'mood'",
         "Write them into the content or remove them",
+    ),
+    "reasoning of a user": (
+        {"id": "b", "messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]},
+        "message 0: the user turn has the field 'reasoning_content', which only an assistant turn",
+        "Remove it, or mend the role",
+    ),
+    "arguments no object": (
+        {
+            "id": "b",
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"name": "f", "arguments": [1]}],
+                }
+            ],
+        },
+        "message 0: tool call 0: the name must be text and the arguments an object",
+        '"city": "Bern"',
+    ),
+    "arguments broken": (
+        {
+            "id": "b",
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"name": "f", "arguments": "{"}],
+                }
+            ],
+        },
+        "message 0: tool call 0: the arguments are broken JSON",
+        "Mend them",
+    ),
+    "call without a name": (
+        {
+            "id": "b",
+            "messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}],
+        },
+        "message 0: tool call 0 is no object with 'name' and 'arguments'",
+        "Write ",
+    ),
+    "weight zero": (
+        {"id": "b", "messages": [{"role": "assistant", "content": "x", "weight": 0}]},
+        "message 0: the weight is 0: give a number above 0",
+        "false",
+    ),
+    "train no truth value": (
+        {"id": "b", "messages": [{"role": "assistant", "content": "x", "train": "no"}]},
+        "message 0: 'train' is 'no'",
+        "write true or false",
+    ),
+    "tools no list": (
+        record(id="b") | {"tools": {"name": "f"}},
+        "'tools' is not a list of objects",
+        "Write one JSON schema a tool",
     ),
     "id a number": (record(id=7), "the id 7 is not text", "Write it in quotes"),
     "id a list": (record(id=["b"]), "the id .'b'. is not text", "Write it in quotes"),
@@ -333,12 +420,27 @@ def test_import_is_instant():
 
 
 # Rooms in the order in which data flows; a room imports none that stands after it.
-ORDER = ["conversation", "templates", "tokenizers", "masking", "examples", "batching", "audit"]
+ORDER = ["conversation", "templates", "tokenizers", "watching", "rerendering", "layouts"]
+ORDER += ["encoding", "assembly", "masking", "examples", "batching", "audit"]
 MAY_IMPORT = {
     "conversation": set(),
     "templates": {"conversation"},
     "tokenizers": set(),
-    "masking": {"conversation", "templates", "tokenizers"},
+    "watching": set(),
+    "rerendering": {"conversation", "templates", "tokenizers"},
+    "layouts": {"conversation", "tokenizers", "watching", "rerendering"},
+    "encoding": {"tokenizers"},
+    "assembly": {"watching", "rerendering", "layouts", "encoding"},
+    "masking": {
+        "conversation",
+        "templates",
+        "tokenizers",
+        "watching",
+        "rerendering",
+        "layouts",
+        "encoding",
+        "assembly",
+    },
     "examples": {"conversation"},
     "batching": {"conversation", "masking"},
     "audit": {"conversation", "masking", "batching"},
