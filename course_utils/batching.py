@@ -106,6 +106,74 @@ def collate(samples: Sequence[Sample], pad_token_id: int, *, pad_to_multiple_of:
     return {name: torch.tensor(values) for name, values in rows.items()}
 
 
+def pack(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
+    """Rows of whole samples, each of at most `length` tokens: best fit, the longest sample first.
+
+    Each sample goes into the fullest row that still has room for it. Raises `ValueError`, naming
+    it, for a sample that is longer than a row: cutting it is for `training_samples`, which cuts
+    where turns end.
+    """
+    rows: list[list[Sample]] = []
+    free: list[int] = []
+    for place, sample in sorted(enumerate(samples), key=lambda item: -len(item[1])):
+        if len(sample) > length:
+            raise ValueError(
+                f"sample {place} (id {sample.id!r}) has {len(sample)} tokens, and a row {length}. "
+                "Make the rows longer, or the samples with max_length."
+            )
+        fitting = [row for row, room in enumerate(free) if room >= len(sample)]
+        if not fitting:
+            fitting = [len(rows)]
+            rows.append([])
+            free.append(length)
+        row = min(fitting, key=free.__getitem__)
+        rows[row].append(sample)
+        free[row] -= len(sample)
+    return rows
+
+
+def collate_packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict:
+    """Stack rows of several samples each, so that the model sees every sample as if it were alone.
+
+    Returns tensors of shape (B, T): `input_ids`, `position_ids`, which start again with every
+    sample, and `labels`. The first label of a sample is `IGNORE_INDEX`: what stands before it in
+    the row is the end of another one. `attention_mask` is boolean, of shape (B, 1, T, T), and True
+    where position i (third axis) may look at position j (fourth): j is in the same sample and not
+    behind i. Padding sees itself only, so that no row of the softmax is empty. It is for models
+    with PyTorch's own attention ("sdpa", the default): "eager" would add True and False to the
+    scores. If a sample has weights, `loss_weights` hold them, padded with 0.
+    """
+    import torch
+
+    if not rows or not all(rows):
+        raise ValueError("no samples to collate: a batch needs a row, and a row a sample.")
+    length = max(sum(map(len, row)) for row in rows)
+    shape = (len(rows), length)
+    batch = {
+        "input_ids": torch.full(shape, pad_token_id),
+        "labels": torch.full(shape, IGNORE_INDEX),
+        "position_ids": torch.zeros(shape, dtype=torch.long),
+    }
+    weights = torch.zeros(shape)
+    # Numbers of the samples in a row; padding has a number of its own at each position.
+    owner = torch.arange(-length, 0).repeat(len(rows), 1)
+    for number, row in enumerate(rows):
+        start = 0
+        for place, sample in enumerate(row):
+            own = number, slice(start, start + len(sample))
+            start += len(sample)
+            batch["input_ids"][own] = torch.tensor(sample.input_ids)
+            batch["labels"][own] = torch.tensor([IGNORE_INDEX, *sample.labels[1:]])
+            batch["position_ids"][own] = torch.arange(len(sample))
+            weights[own] = torch.tensor(sample.weights or [1.0] * len(sample))
+            owner[own] = place
+    same = owner[:, :, None] == owner[:, None, :]
+    batch["attention_mask"] = same.tril()[:, None]
+    if any(sample.weights for row in rows for sample in row):
+        batch["loss_weights"] = weights
+    return batch
+
+
 def length_batches(
     samples: Sequence[Sample], batch_size: int, *, seed: int = 0
 ) -> Iterator[list[Sample]]:

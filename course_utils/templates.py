@@ -104,7 +104,8 @@ def render(
     By default whatever could not be parsed back is refused with a `TemplateError`. With `lossy` the
     renderer does what the family's published template does: trim contents, fold the system text
     into the first user turn, write markers typed by a user as they stand. What a family cannot
-    express at all (turns in an order that its template refuses) is refused either way.
+    express at all (turns in an order that its template refuses, reasoning, tool calls) is refused
+    either way.
 
     `add_generation_prompt` appends what a server sends so that the assistant's reply comes next.
     """
@@ -135,6 +136,12 @@ def render(
                     if message.role == "system"
                     else "Use a family that has it, such as chatml."
                 )
+            )
+        if message.reasoning is not None or message.tool_calls:
+            what = "reasoning" if message.reasoning is not None else "a tool call"
+            raise TemplateError(
+                f"{family} cannot write {what} (message {position}): its turns are a role and a "
+                "text. Write it into the content, or take a tokenizer whose template has it."
             )
         if lossy:
             continue

@@ -8,7 +8,7 @@
 # %% [markdown]
 # # 06 Masking in production: exercises
 #
-# Six exercises, independent of each other, about 80 minutes, CPU, nothing to download.
+# Ten exercises, independent of each other, about 145 minutes, CPU, nothing to download.
 # Lecture: [../notebooks/06_masking_in_production.ipynb](../notebooks/06_masking_in_production.ipynb)
 #
 # Replace `raise NotImplementedError` and run the cell below it. To check all of them at once:
@@ -28,7 +28,7 @@ from course_utils.check import e06
 #
 # Write the detector that every pipeline should run on its first sample: does the sequence begin with two
 # sequence starts? A second sequence start *later* in the row is no bug (several conversations may share a
-# row), and a tokenizer without a sequence start has `bos_id` None.
+# row), a tokenizer without a sequence start has `bos_id` None, and 0 is an id like any other.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -332,3 +332,270 @@ def reply_mask(render: Callable, messages: list[dict], eot: str) -> list[bool]:
 
 # %% tags=["exercise-6.6"]
 e06.reply_mask(reply_mask)
+
+# %% [markdown]
+# ## 6.7 Find texts with marks
+#
+# Difficulty 4 of 5 · importance 4 of 5 · 20 minutes
+#
+# Where does each text stand in what a template writes? Searching for "2" finds the first "2", and that may
+# be somebody else's. So render with a *mark* in the place of each text, a character that occurs nowhere
+# else: `chr(0xF0000 + k)` for message k. Then put the texts in and note where each of them lands.
+#
+# A template is a program and may do anything with a text: trim it, leave it out, write it twice, look at it.
+# Render a second time without marks. If your text with the marks filled in is not that one, raise
+# `MaskError`; also if a mark is missing or stands there twice. The order is the template's affair.
+#
+# Some templates are in `e06`; two more are tried.
+
+# %%
+chat = [{"role": "user", "content": "!4 "}, {"role": "assistant", "content": "2"}]
+for template in (e06.plain_text, e06.trimming, e06.dropping, e06.curious):
+    print(f"{template.__name__:<10} {template(chat)!r:<40} {template.__doc__}")
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Marked messages: `{**message, "content": chr(0xF0000 + k)}` for k, message in `enumerate(messages)`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Walk through the marked output character by character and build the text. At the mark of message k the text
+# built so far is `start` characters long; add the content.
+#
+# </details>
+# <details><summary>Hint 3</summary>
+#
+# Keep the places in a dict by k. At the end it must have all k, and the text must equal `render(messages)`.
+#
+# </details>
+
+
+# %%
+def find_texts(render: Callable, messages: list[dict]) -> list[tuple[int, int]]:
+    """For each message: (start, end) of its content in `render(messages)`, the end half-open.
+
+    render:   messages -> the text of a template; call it once with all marks and once without
+    messages: dicts with role and content; no content holds a mark. They are not changed.
+    Raises MaskError if the template does not write each content once and as it is.
+
+    >>> find_texts(e06.plain_text, [{"role": "user", "content": "user"}])  # <user>user<end>
+    [(6, 10)]
+    """
+    # BEGIN SOLUTION
+    marks = {chr(0xF0000 + k): k for k in range(len(messages))}
+    marked = [m | {"content": mark} for m, mark in zip(messages, marks, strict=True)]
+    text, places = "", {}
+    for character in render(marked):
+        k = marks.get(character)
+        if k in places:
+            raise MaskError(f"message {k}: its text is written twice")
+        if k is not None:
+            places[k] = (len(text), len(text) + len(messages[k]["content"]))
+            character = messages[k]["content"]
+        text += character
+    if missing := marks.values() - places.keys():
+        raise MaskError(f"message {min(missing)}: its text is not written")
+    if text != render(messages):
+        raise MaskError("the template looks at a text or changes it")
+    return [places[k] for k in marks.values()]
+    # END SOLUTION
+
+
+# %% tags=["exercise-6.7"]
+e06.find_texts(find_texts)
+
+# %% [markdown]
+# ## 6.8 Trained as served
+#
+# Difficulty 3 of 5 · importance 5 of 5 · 15 minutes
+#
+# Somebody hands you a sample, ids and labels. How it was made you do not know. Write the check that refuses
+# it unless every reply is trained behind exactly the ids that a server sends. Each reply is one run of labels
+# that are not -100; the first run belongs to the assistant's first message, and so on. Another number of runs
+# is refused as well.
+#
+# You get the server as a function: `serve(messages, k)` gives the ids after which the model writes message k.
+# Two servers are in `e06`. The last line shows why it must be ids:
+
+# %%
+for server in (e06.serve, e06.serve_thinking):
+    numbers = server(e06.SERVED_CHAT, 3)
+    print(f"{server.__name__:<15} {numbers!s:<42} {e06.text_of(numbers)}")
+print(f"{'the same text:':<15} {e06.text_of([6])} {e06.text_of([7, 8])}")
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# A run starts at i where `labels[i]` is graded and `labels[i - 1]` is not, or where i is 0.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# For a run that starts at i, the prompt is `input_ids[:i]`, all of it. Compare that with what is served, and
+# not only the ids that both have.
+#
+# </details>
+# <details><summary>Hint 3</summary>
+#
+# Pair the starts with the places of the assistant's messages. `zip` stops silently at the shorter list;
+# `zip(..., strict=True)` raises ValueError, and a MaskError is asked for. So compare the lengths first.
+#
+# </details>
+
+
+# %%
+def check_served(
+    serve: Callable, messages: list[dict], input_ids: list[int], labels: list[int]
+) -> int:
+    """How many replies were compared, if each of them is trained behind what the server sends.
+
+    serve:     (messages, k) -> ids after which the model writes message k; k counts all messages
+    messages:  dicts with role and content
+    input_ids: the sample's ids
+    labels:    as many; -100 where nothing is graded; not shifted
+    Raises MaskError if a prompt differs, or if there is not one graded run for each reply.
+
+    The words are <s> <user> 1+1? <end> <assistant> 2 <end>:
+
+    >>> labels = [-100] * 5 + [0, 4]
+    >>> check_served(e06.serve, e06.SERVED_CHAT[:2], [1, 2, 6, 4, 3, 0, 4], labels)
+    1
+    """
+    # BEGIN SOLUTION
+    graded = [label != IGNORE_INDEX for label in labels]
+    starts = [i for i, here in enumerate(graded) if here and not (i and graded[i - 1])]
+    replies = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(starts) != len(replies):
+        raise MaskError(f"{len(starts)} graded runs for {len(replies)} replies")
+    for start, k in zip(starts, replies, strict=True):
+        if input_ids[:start] != serve(messages, k):
+            raise MaskError(f"message {k} is trained behind another prompt than is served")
+    return len(replies)
+    # END SOLUTION
+
+
+# %% tags=["exercise-6.8"]
+e06.check_served(check_served)
+
+# %% [markdown]
+# ## 6.9 Never a special token
+#
+# Difficulty 2 of 5 · importance 5 of 5 · 10 minutes
+#
+# A user types `<end><assistant>`. If you encode the rendered text, the typed characters become the real
+# special tokens, and the user has opened a reply. So encode it in pieces: in what the template wrote, special
+# tokens count; what was typed, by whomever, becomes ordinary characters, unchanged. The labels come with it.
+#
+# Tokenizers have a switch for this, `split_special_tokens=True`. The toy in `e06` has it, too, and otherwise
+# one token for each character, so encoding piece by piece changes nothing else. (A real tokenizer merges
+# across pieces. That is why the course encodes all the text between two special tokens of the template at
+# once.)
+
+# %%
+toy = e06.Toy()
+print(toy.specials)
+print(toy.encode("<s>Hi<end>"))
+print(toy.encode("<s>Hi<end>", split_special_tokens=True))
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# For each piece: which value of `split_special_tokens` does it need?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The piece's labels are its ids if it is graded, and as many times -100 if not. Whether an id is special
+# plays no part in that.
+#
+# </details>
+
+
+# %%
+def encode_pieces(pieces: list[tuple[str, bool, bool]], tokenizer) -> tuple[list[int], list[int]]:
+    """(input_ids, labels) of a rendered conversation in which nothing typed is a special token.
+
+    pieces:    (text, typed, graded): `typed` is False for what the template wrote itself
+    tokenizer: encode(text, split_special_tokens=False) -> ids
+
+    >>> encode_pieces([("<user>", False, False), ("<s>", True, False)], e06.Toy())
+    ([1, 60, 115, 62], [-100, -100, -100, -100])
+    """
+    # BEGIN SOLUTION
+    input_ids, labels = [], []
+    for text, typed, graded in pieces:
+        found = tokenizer.encode(text, split_special_tokens=typed)
+        input_ids += found
+        labels += found if graded else [IGNORE_INDEX] * len(found)
+    return input_ids, labels
+    # END SOLUTION
+
+
+# %% tags=["exercise-6.9"]
+e06.encode_pieces(encode_pieces)
+
+# %% [markdown]
+# ## 6.10 Pack a row
+#
+# Difficulty 3 of 5 · importance 3 of 5 · 20 minutes
+#
+# Put several samples into one row, so that little of it is padding. The model must not notice: for each
+# sample everything is as if it were alone.
+#
+# - Positions start again at 0 in each sample.
+# - A token attends to itself and to what stands before it *in its own sample*.
+# - The first token of each sample has no label. What stands before it is another conversation, and predicting
+#   one conversation from another is nothing to learn. (In the first sample nothing at all stands before it.)
+# - The padding at the end is treated as one more sample of which nothing is graded. If it attended to nothing,
+#   the softmax would divide 0 by 0.
+#
+# <details><summary>Hint 1</summary>
+#
+# Besides the ids, keep a list with the number of the sample that each token belongs to. Do not look for ends
+# of turn: a sample may have several.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `attend[i][j]` is true if both numbers are equal and `j <= i`.
+#
+# </details>
+
+
+# %%
+def pack_row(samples: list[dict], length: int, pad_id: int) -> dict[str, list]:
+    """One row of `length` tokens that holds the samples one behind the other, then padding.
+
+    samples: dicts with `input_ids` and `labels`, two lists of the same length, not empty. They are
+             not changed.
+    returns `input_ids`, `position_ids` and `labels`, each of `length` numbers, and `attend`, of
+    `length` lists of `length` booleans: may position i (the list) look at j (the place in it)?
+    Raises MaskError if the samples do not fit.
+
+    >>> row = pack_row([{"input_ids": [5, 6], "labels": [5, 6]}] * 2, 4, pad_id=0)
+    >>> row["position_ids"], row["labels"], row["attend"][2]
+    ([0, 1, 0, 1], [-100, 6, -100, 6], [False, False, True, False])
+    """
+    # BEGIN SOLUTION
+    rest = length - sum(len(sample["input_ids"]) for sample in samples)
+    if rest < 0:
+        raise MaskError(f"{length - rest} tokens do not fit into a row of {length}")
+    padding = {"input_ids": [pad_id] * rest, "labels": [IGNORE_INDEX] * rest}
+    row, owner = {"input_ids": [], "position_ids": [], "labels": []}, []
+    for number, part in enumerate([*samples, padding] if rest else samples):
+        size = len(part["input_ids"])
+        row["input_ids"] += part["input_ids"]
+        row["position_ids"] += range(size)
+        row["labels"] += [IGNORE_INDEX, *part["labels"][1:]]
+        owner += [number] * size
+    row["attend"] = [
+        [owner[i] == owner[j] and j <= i for j in range(length)] for i in range(length)
+    ]
+    return row
+    # END SOLUTION
+
+
+# %% tags=["exercise-6.10"]
+e06.pack_row(pack_row)

@@ -1,18 +1,28 @@
 """Padding, the order of training, and preparing a data set."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_base import tiny_tokenizer
+from tiny_base import tiny_model, tiny_samples, tiny_tokenizer
 
-from course_utils.batching import collate, forward_passes, length_batches, prepare
-from course_utils.conversation import conversation
+from course_utils.batching import (
+    collate,
+    collate_packed,
+    forward_passes,
+    length_batches,
+    pack,
+    prepare,
+)
+from course_utils.conversation import Conversation, Message, conversation
 from course_utils.examples import TINY_CHATS
 from course_utils.masking import IGNORE_INDEX, MaskError, Sample
+from course_utils.sft import graded_loss
 
 
 def sample(ids, labels=None, id=None):
@@ -139,3 +149,143 @@ def test_prepare_names_a_conversation_without_an_id_by_its_place():
 def test_prepare_raises_if_nothing_is_left(chats):
     with pytest.raises(MaskError, match=f"none of {len(chats)} conversations can be trained on"):
         prepare(chats, tiny_tokenizer("chatml"), max_length=3)
+
+
+# --- weights, and what was cut -------------------------------------------------------------------
+
+
+def test_collate_passes_weights_on():
+    weighted = replace(sample([5, 6, 7]), weights=[1.0, 0.5, 2.0])
+    batch = collate([weighted, sample([8])], pad_token_id=9, pad_to_multiple_of=4)
+    assert batch["loss_weights"].tolist() == [[1.0, 0.5, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+    assert batch["loss_weights"].dtype == torch.float32
+    assert "loss_weights" not in collate([sample([8])], pad_token_id=9)
+
+
+def two_exchanges(id, **fields):
+    turns = (Message("user", "Hi"), Message("assistant", "Hello", **fields))
+    return Conversation((*turns, Message("user", "Bye"), Message("assistant", "Bye.")), id)
+
+
+def test_prepare_reports_what_was_cut():
+    tokenizer = tiny_tokenizer("chatml")
+    (whole,) = prepare([two_exchanges("whole")], tokenizer).samples
+    limit = len(whole) - 1
+    data = prepare([two_exchanges("a"), TINY_CHATS[0].prefix(3)], tokenizer, max_length=limit)
+    cut = [one for one in data.samples if one.id == "a"]
+    assert data.truncated == cut and len(cut) == 1
+    assert cut[0].dropped_replies == 1
+    assert cut[0].dropped_tokens == len(whole) - len(cut[0]) == len(whole) - whole.cuts[0]
+    line = f"1 samples cut at the end of a turn: 1 replies and {cut[0].dropped_tokens} tokens"
+    assert line in str(data)
+    uncut = prepare([two_exchanges("a")], tokenizer, max_length=limit + 1)
+    assert not uncut.truncated and "cut" not in str(uncut)
+
+
+def test_prepare_keeps_weights_and_options():
+    tokenizer = tiny_tokenizer("chatml")
+    (one,) = prepare([two_exchanges("a", weight=0.25)], tokenizer).samples
+    first, second = one.graded
+    assert set(one.weights[first.start : first.end]) == {0.25}
+    assert set(one.weights[second.start : second.end]) == {1.0}
+    assert prepare([two_exchanges("a")], tokenizer).samples[0].weights is None
+    content = prepare([two_exchanges("a")], tokenizer, mode="assistant_content")
+    assert content.graded_tokens == one.graded_tokens - 2
+    with pytest.raises(MaskError, match="reasoning is 'no': choose from grade, mask"):
+        prepare([two_exchanges("a")], tokenizer, reasoning="no")
+
+
+# --- packing -------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 20), max_size=30), st.integers(20, 60))
+def test_packing_keeps_every_sample_whole_and_no_row_too_long(lengths, length):
+    samples = [sample([1] * n, id=str(i)) for i, n in enumerate(lengths)]
+    rows = pack(samples, length)
+    assert Counter(one.id for row in rows for one in row) == Counter(one.id for one in samples)
+    sums = [sum(map(len, row)) for row in rows]
+    assert all(0 < total <= length for total in sums)
+    # Two rows that would fit into one are never left apart.
+    assert len(rows) < 2 or sum(sorted(sums)[:2]) > length
+
+
+def test_each_sample_goes_where_the_least_room_is_left():
+    samples = [sample([1] * n) for n in (2, 7, 5, 3)]
+    assert [[len(one) for one in row] for row in pack(samples, 10)] == [[7, 3], [5, 2]]
+    assert [[len(one) for one in row] for row in pack(samples, 9)] == [[7, 2], [5, 3]]
+    assert pack([], 10) == []
+
+
+def test_a_sample_that_is_longer_than_a_row_is_named():
+    with pytest.raises(ValueError, match="sample 1 .id 'long'. has 6 tokens, and a row 5.*max_len"):
+        pack([sample([1]), sample([1] * 6, id="long")], 5)
+
+
+def test_a_packed_batch_by_hand():
+    rows = [[sample([5, 6]), sample([7, 8], [7, -100])], [sample([9])]]
+    batch = collate_packed(rows, pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, -100, -100], [-100] * 4]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
+    assert batch["attention_mask"].shape == (2, 1, 4, 4)
+    assert batch["attention_mask"].dtype == torch.bool
+    assert batch["attention_mask"].int().tolist() == [
+        [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]],
+        [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]],
+    ]
+    assert "loss_weights" not in batch
+    rows[0][1] = replace(rows[0][1], weights=[0.5, 2.0])
+    weights = collate_packed(rows, pad_token_id=0)["loss_weights"]
+    assert weights.tolist() == [[1.0, 1.0, 0.5, 2.0], [1.0, 0.0, 0.0, 0.0]]
+    for nothing in ([], [[]]):
+        with pytest.raises(ValueError, match="no samples to collate"):
+            collate_packed(nothing, 0)
+
+
+def loss_of(model, batch):
+    """The definition, with whatever the batch says of positions, attention and weights."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    logits = model(**{name: batch[name] for name in names if name in batch}).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    return (each * batch["loss_weights"][:, 1:]).sum() if "loss_weights" in batch else each.sum()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_packed_batch_has_the_loss_of_its_samples_one_by_one(weighted):
+    model, samples = tiny_model(), tiny_samples()
+    if weighted:
+        samples = [replace(one, weights=[0.5 + i] * len(one)) for i, one in enumerate(samples)]
+    rows = pack(samples, len(samples[0]) + len(samples[1]))
+    assert len(rows) < len(samples)
+    batch = collate_packed(rows, pad_token_id=3)
+    alone = sum(loss_of(model, collate([one], 0)) for one in samples)
+    packed = loss_of(model, batch)
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(graded_loss(model, batch)[0], alone, rtol=1e-4, atol=1e-4)
+    packed.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_mask_that_leaks_across_the_seam_gives_another_loss():
+    model, samples = tiny_model(), tiny_samples()
+    batch = collate_packed([list(samples)], pad_token_id=3)
+    right = loss_of(model, batch)
+    for leaky in ("attention_mask", "position_ids"):
+        changed = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+        if leaky == "position_ids":
+            del changed["position_ids"]
+        assert abs(loss_of(model, changed) - right) > 1e-2
+
+
+def test_only_the_samples_own_tokens_reach_its_logits():
+    """Another neighbour in the row changes nothing, which the plain causal mask would let it."""
+    model, (first, second, _) = tiny_model(), tiny_samples()
+    other = replace(second, input_ids=second.input_ids[::-1])
+
+    def last(rows):
+        batch = collate_packed(rows, pad_token_id=3)
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
+        return model(**inputs).logits[0, -len(first) :]
+
+    torch.testing.assert_close(last([[second, first]]), last([[other, first]]))

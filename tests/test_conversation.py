@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -65,7 +66,9 @@ def test_bom_line_ends_and_line_separators(tmp_path):
 
 
 METADATA = st.dictionaries(
-    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("id", "messages", "tags")),
+    st.text(min_size=1, max_size=5).filter(
+        lambda key: key not in ("id", "messages", "tags", "tools")
+    ),
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.text(max_size=3)),
     max_size=2,
 )
@@ -335,6 +338,88 @@ def test_turns_that_alternate():
 def test_any_text_is_a_content():
     for text in FRAGMENTS:
         assert conversation(("user", text))[0].content == text
+
+
+CALL = {"id": "c0", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+BAD_FIELDS = [
+    ("user", {"tool_calls": [CALL]}, "user turn has the field 'tool_calls', which only an assist"),
+    ("system", {"train": False}, "system turn has the field 'train', which only an assistant turn"),
+    ("tool", {"weight": 2}, "tool turn has the field 'weight', which only an assistant turn may"),
+    ("user", {"name": "Ann"}, "user turn has the field 'name', which only a tool turn may have"),
+    ("assistant", {"tool_call_id": "c0"}, "has the field 'tool_call_id', which only a tool turn"),
+    ("assistant", {"reasoning_content": ["Hm"]}, "reasoning_content .*Hm.* is not text. Write it"),
+    ("tool", {"name": 7}, "the name 7 is not text. Write it in quotes"),
+    ("tool", {"tool_call_id": 7}, "the tool_call_id 7 is not text. Write it in quotes"),
+    ("assistant", {"train": 0}, "'train' is 0: write true or false"),
+    *(
+        ("assistant", {"weight": weight}, f"the weight is {weight!r}: give a number above 0")
+        for weight in (-1, math.inf, math.nan, "2", True)
+    ),
+    ("assistant", {"tool_calls": [CALL, {"name": "f"}]}, "tool call 1 is no object with 'name'"),
+    ("assistant", {"tool_calls": ["f()"]}, "tool call 0 is no object with 'name'"),
+    ("assistant", {"tool_calls": [{"name": 1, "arguments": {}}]}, "tool call 0: the name must be"),
+    ("assistant", {"reasoning_content": "\ud83d"}, "reasoning_content .* holds a lone surrogate"),
+    (
+        "assistant",
+        {"tool_calls": [{"name": "f", "arguments": {"a": "\ud83d"}}]},
+        "the tool call of the assistant turn holds a lone surrogate",
+    ),
+    ("assistant", {"content": None, "tool_calls": []}, "content of the assistant turn is NoneType"),
+]
+
+
+@pytest.mark.parametrize(("role", "fields", "message"), BAD_FIELDS)
+def test_a_bad_field_is_refused_and_its_message_named(role, fields, message):
+    turns = [{"role": "user", "content": "Hi"}, {"role": role, "content": "x"} | fields]
+    with pytest.raises(ConversationError, match=f"^the record .id 'b'.: message 1: .*{message}"):
+        from_record({"id": "b", "messages": turns})
+
+
+def test_a_call_may_come_in_several_forms():
+    inner = CALL["function"]
+    full = {"type": "function", "function": inner}
+    for call in (full, inner, {"function": inner}, inner | {"arguments": '{"a": 1}'}):
+        assert Message("assistant", "", tool_calls=(call,)).tool_calls == (full,)
+    assert Message("assistant", "", tool_calls=[CALL]).tool_calls == (CALL,)
+
+
+def test_null_means_that_a_field_is_not_there():
+    names = ("reasoning_content", "tool_calls", "name", "tool_call_id", "train", "weight")
+    turn = {"role": "user", "content": "x"} | dict.fromkeys(names)
+    assert from_record({"messages": [turn], "tools": None}) == conversation(("user", "x"))
+
+
+SHORT = st.text(max_size=4)
+CALLS = st.builds(
+    lambda name, arguments, own: {"function": {"name": name, "arguments": arguments}} | own,
+    SHORT,
+    st.dictionaries(SHORT, st.none() | st.booleans() | SHORT),
+    st.just({}) | st.builds(lambda id: {"id": id}, SHORT),
+)
+MESSAGES = st.one_of(
+    st.builds(Message, st.sampled_from(["system", "user"]), SHORT),
+    st.builds(
+        Message,
+        st.just("assistant"),
+        SHORT,
+        reasoning=st.none() | SHORT,
+        tool_calls=st.lists(CALLS, max_size=2),
+        train=st.booleans(),
+        weight=st.floats(0.001, 1000) | st.just(1),
+    ),
+    st.builds(
+        Message, st.just("tool"), SHORT, name=st.none() | SHORT, tool_call_id=st.none() | SHORT
+    ),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(MESSAGES, min_size=1, max_size=4))
+def test_any_message_survives_saving_and_loading(tmp_path_factory, messages):
+    path = tmp_path_factory.getbasetemp() / "any_message.jsonl"
+    chat = Conversation(tuple(messages), tools=({"name": "f"},))
+    save_conversations([chat], path)
+    assert load_conversations(path, alternate=False) == [chat]
 
 
 # --- the shipped conversations -------------------------------------------------------------------

@@ -1,6 +1,11 @@
 """The checks of lecture 06 accept right answers and refuse plausible wrong ones."""
 
+import doctest
+import re
+from itertools import groupby
+
 import pytest
+from exercise_cells import solved, stubs
 
 from course_utils import IGNORE_INDEX, MaskError
 from course_utils.check import e06
@@ -81,14 +86,245 @@ def reply_mask(
     return mask
 
 
+def find_texts(
+    render,
+    messages,
+    *,
+    compare="text",
+    order="messages",
+    twice=True,
+    missing="raise",
+    in_marked=False,
+):
+    """A right answer; every option breaks one part of it."""
+    marked = render([{**m, "content": chr(0xF0000 + k)} for k, m in enumerate(messages)])
+    pieces = re.split("([\U000f0000-\U000ffffd])", marked)
+    places, text, found = {}, "", []
+    for piece, mark in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+        text += piece
+        if mark:
+            k = ord(mark) - 0xF0000
+            if twice and k in places:
+                raise MaskError("twice")
+            start = marked.index(mark) if in_marked else len(text)
+            width = 1 if in_marked else len(messages[k]["content"])
+            places.setdefault(k, (start, start + width))
+            found.append(places[k])
+            text += messages[k]["content"]
+    if missing == "raise" and len(places) < len(messages):
+        raise MaskError("missing")
+    plain = render(messages)
+    if compare == "text" and text != plain or compare == "length" and len(text) != len(plain):
+        raise MaskError("looked at")
+    if order == "text":
+        return found
+    return [places[k] if k in places else (-1, -1) for k in range(len(messages))]
+
+
+def texts_between_marks(render, messages):
+    """Two marks around each text, so that the template has the text itself in its hands."""
+    marks = [(chr(0xF0000 + 2 * k), chr(0xF0001 + 2 * k)) for k in range(len(messages))]
+    pairs = zip(messages, marks, strict=True)
+    marked = render([m | {"content": a + m["content"] + b} for m, (a, b) in pairs])
+    text = "".join(c for c in marked if ord(c) < 0xF0000)
+    if text != render(messages):
+        raise MaskError("looked at")
+    places = []
+    for message, (before, behind) in zip(messages, marks, strict=True):
+        if marked.count(before) != 1 or marked.count(behind) != 1:
+            raise MaskError("not once")
+        start, end = (
+            sum(ord(c) < 0xF0000 for c in marked[: marked.index(mark)]) for mark in (before, behind)
+        )
+        if text[start:end] != message["content"]:
+            raise MaskError("changed")
+        places.append([start, end])
+    return places
+
+
+def check_served(
+    serve,
+    messages,
+    ids,
+    labels,
+    *,
+    differ=lambda prompt, served: prompt != served,
+    graded=lambda label: label != IGNORE_INDEX,
+    replies=slice(None),
+    counted=True,
+    ordinal=False,
+    count=len,
+):
+    """A right answer; every option breaks one part of it."""
+    starts, place = [], 0
+    for key, run in groupby(labels, graded):
+        starts += [place] * key
+        place += len(list(run))
+    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    if counted and len(starts) != len(turns):
+        raise MaskError("count")
+    for order, (start, k) in list(enumerate(zip(starts, turns, strict=False)))[replies]:
+        if differ(ids[:start], serve(messages, order if ordinal else k)):
+            raise MaskError(f"message {k}")
+    return count(turns)
+
+
+def served_backwards(serve, messages, ids, labels):
+    """From the last reply to the first, by a walk over neighbours."""
+    ends = zip([IGNORE_INDEX, *labels], labels, strict=False)
+    starts = [i for i, (a, b) in enumerate(ends) if a == IGNORE_INDEX != b]
+    count = 0
+    for k in reversed(range(len(messages))):
+        if messages[k]["role"] == "assistant":
+            if not starts or ids[: starts.pop()] != serve(messages, k):
+                raise MaskError(f"message {k}")
+            count += 1
+    if starts:
+        raise MaskError("graded outside the replies")
+    return count
+
+
+def encode_pieces(pieces, tokenizer, *, split=lambda typed, graded: typed, label=None, change=None):
+    """A right answer; every option breaks one part of it."""
+    label = label or (lambda one, typed, graded: one if graded else IGNORE_INDEX)
+    ids, labels = [], []
+    for text, typed, graded in pieces:
+        text = change(text) if change and typed else text
+        found = tokenizer.encode(text, split_special_tokens=split(typed, graded))
+        ids += found
+        labels += [label(one, typed, graded) for one in found]
+    return ids, labels
+
+
+def pieces_by_character(pieces, tokenizer):
+    """Typed text character by character: no character of it is a marker."""
+    ids, graded_ones = [], []
+    for text, typed, graded in pieces:
+        for part in text if typed else [text]:
+            found = tokenizer.encode(part)
+            ids.extend(found)
+            graded_ones.extend([graded] * len(found))
+    return [ids, [one if g else IGNORE_INDEX for one, g in zip(ids, graded_ones, strict=True)]]
+
+
+def joined_typed(pieces, tokenizer):
+    """Neighbours that were typed, or not, and are graded alike, are encoded at once."""
+    merged = [
+        ("".join(text for text, _, _ in group), *key)
+        for key, group in groupby(pieces, lambda piece: piece[1:])
+    ]
+    return encode_pieces(merged, tokenizer)
+
+
+def pack_row(
+    samples,
+    length,
+    pad,
+    *,
+    positions="restart",
+    seam=0,
+    pad_label=IGNORE_INDEX,
+    may=lambda i, j, owner, used, ids: owner[i] == owner[j] and j <= i,
+    fit="raise",
+    copy=True,
+):
+    """A right answer; every option breaks one part of it."""
+    ids, places, labels, owner = [], [], [], []
+    for number, sample in enumerate(samples):
+        kept = list(sample["labels"]) if copy else sample["labels"]
+        if seam is not None:
+            kept[seam] = IGNORE_INDEX
+        places += range(len(kept))
+        owner += [number] * len(kept)
+        ids, labels = ids + sample["input_ids"], labels + kept
+    used = len(ids)
+    if used > length and fit == "raise":
+        raise MaskError("too long")
+    rest = length - used
+    ids, labels = ids + [pad] * rest, labels + [pad_label] * rest
+    places, owner = places + list(range(rest)), owner + [-1] * rest
+    if fit == "cut":
+        ids, labels, places, owner = (part[:length] for part in (ids, labels, places, owner))
+    if positions == "run on":
+        places = list(range(length))
+    elif positions == "padding 0":
+        places[used:] = [0] * rest
+    attend = [[bool(may(i, j, owner, used, ids)) for j in range(length)] for i in range(length)]
+    return {"input_ids": ids, "position_ids": places, "labels": labels, "attend": attend}
+
+
+def pack_in_blocks(samples, length, pad):
+    """A block of the matrix for each sample; tensors instead of lists."""
+    import torch
+
+    total = sum(len(sample["input_ids"]) for sample in samples)
+    if total > length:
+        raise MaskError(f"{total} tokens in {length}")
+    blank = {"input_ids": [pad] * (length - total), "labels": [-100] * (length - total)}
+    parts = [part for part in [*samples, blank] if part["input_ids"]]
+    sizes = [len(part["input_ids"]) for part in parts]
+    return {
+        "input_ids": torch.tensor([one for part in parts for one in part["input_ids"]]),
+        "position_ids": torch.cat([torch.arange(size) for size in sizes]),
+        "labels": torch.tensor([x for part in parts for x in [-100, *part["labels"][1:]]]),
+        "attend": torch.block_diag(*(torch.ones(size, size).tril() for size in sizes)).bool(),
+    }
+
+
+def pack_by_positions(samples, length, pad):
+    """Who attends to whom from the positions: back to the last 0, as zeros and ones."""
+    row = pack_row(samples, length, pad)
+    starts = [i - place for i, place in enumerate(row["position_ids"])]
+    row["attend"] = [[int(starts[i] <= j <= i) for j in range(length)] for i in range(length)]
+    return row
+
+
+SOLVED, STUBS = solved("06_masking_in_production"), stubs("06_masking_in_production")
+# In the order of the exercises.
+NAMES = [
+    "double_bos",
+    "prompt_text",
+    "pad_batch",
+    "tagged_template",
+    "cut",
+    "reply_mask",
+    "find_texts",
+    "check_served",
+    "encode_pieces",
+    "pack_row",
+]
+
 RIGHT = [
     (e06.double_bos, double_bos),
+    (e06.double_bos, lambda ids, bos: bos is not None and ids[:2].count(bos) == 2),
     (e06.prompt_text, prompt_text),
     (e06.pad_batch, pad_batch),
+    (e06.pad_batch, lambda rows, pad: tensors(pad_batch(rows, pad))),
     (e06.tagged_template, lambda: template(HEADER + BEGIN + CONTENT + STOP + END + GAP)),
     (e06.cut, cut),
+    (e06.cut, lambda *arguments: list(cut(*arguments))),
     (e06.reply_mask, reply_mask),
+    (e06.find_texts, find_texts),
+    (e06.find_texts, texts_between_marks),
+    (e06.check_served, check_served),
+    (e06.check_served, served_backwards),
+    (e06.encode_pieces, encode_pieces),
+    (e06.encode_pieces, pieces_by_character),
+    (e06.encode_pieces, joined_typed),
+    (e06.pack_row, pack_row),
+    (e06.pack_row, pack_in_blocks),
+    (e06.pack_row, pack_by_positions),
 ]
+
+
+def tensors(batch):
+    import torch
+
+    return {name: torch.tensor(rows) for name, rows in batch.items()}
+
+
+def test_every_check_is_listed():
+    assert sorted(NAMES) == e06.__all__
 
 
 @pytest.mark.parametrize(("check", "answer"), RIGHT)
@@ -97,13 +333,22 @@ def test_right_answers_pass(check, answer, capsys):
     assert capsys.readouterr().out.endswith("passed\n")
 
 
-@pytest.mark.parametrize(("check", "answer"), RIGHT)
-def test_stubs_are_not_attempted(check, answer):
-    def stub(*args):
-        raise NotImplementedError
-
+@pytest.mark.parametrize("name", NAMES)
+def test_solution_passes_and_stub_is_not_attempted(name, capsys):
+    getattr(e06, name)(SOLVED[name])
+    assert capsys.readouterr().out == f"Exercise 6.{NAMES.index(name) + 1} passed\n"
     with pytest.raises(NotAttempted):
-        check(stub)
+        getattr(e06, name)(STUBS[name])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if ">>>" in (SOLVED[name].__doc__ or "")])
+def test_the_examples_in_the_docstrings_are_right(name):
+    examples = dict(SOLVED, tokenizer=e06.toy("chatml"))
+    if name == "reply_mask":
+        examples["messages"] = e06.TWO_REPLIES[:2]
+    found = doctest.DocTestFinder(recurse=False).find(SOLVED[name], name, globs=examples)
+    results = [doctest.DocTestRunner().run(test) for test in found]
+    assert sum(r.attempted for r in results) and not sum(r.failed for r in results)
 
 
 # --- wrong ---------------------------------------------------------------------------------------
@@ -159,6 +404,14 @@ def strictly_below(ids, labels, length, eot):
     return cut(ids, labels, length - 1, eot)
 
 
+def cut_always(ids, labels, length, eot):
+    """Looks for a reply to end with even where everything fits."""
+    ends = [end for end in range(1, len(ids) + 1) if labels[end - 1] == eot and end <= length]
+    if not ends:
+        raise MaskError("no reply fits")
+    return ids[: ends[-1]], labels[: ends[-1]]
+
+
 def empty_instead(ids, labels, length, eot):
     try:
         return cut(ids, labels, length, eot)
@@ -174,12 +427,143 @@ def refuse_all(render, messages, eot):
     raise MaskError("better not")
 
 
+# --- 6.7
+
+
+def first_found(render, messages):
+    text = render(messages)
+    starts = [text.find(message["content"]) for message in messages]
+    return [(s, s + len(m["content"])) for s, m in zip(starts, messages, strict=True)]
+
+
+def next_found(render, messages):
+    text, places, cursor = render(messages), [], 0
+    for message in messages:
+        start = text.find(message["content"], cursor)
+        if start < 0:
+            raise MaskError("not there")
+        cursor = start + len(message["content"])
+        places.append((start, cursor))
+    return places
+
+
+def one_mark(render, messages):
+    """The same mark for every text; the k-th is taken for the k-th message's."""
+    pieces = render([{**m, "content": "\U000f0000"} for m in messages]).split("\U000f0000")
+    if len(pieces) != len(messages) + 1:
+        raise MaskError("not once")
+    text, places = pieces[0], []
+    for message, piece in zip(messages, pieces[1:], strict=True):
+        places.append((len(text), len(text) + len(message["content"])))
+        text += message["content"] + piece
+    if text != render(messages):
+        raise MaskError("looked at")
+    return places
+
+
+def marks_that_hold_others(render, messages):
+    marked = render([{**m, "content": f"@{k}"} for k, m in enumerate(messages)])
+    places = []
+    for k, message in enumerate(messages):
+        start = marked.index(f"@{k}")
+        marked = marked.replace(f"@{k}", message["content"])
+        places.append((start, start + len(message["content"])))
+    if marked != render(messages):
+        raise MaskError("looked at")
+    return places
+
+
+def marked_in_place(render, messages):
+    contents = [message["content"] for message in messages]
+    places = find_texts(render, messages)
+    for message, content in zip(messages, contents, strict=True):
+        message["content"] = "x" + content
+    return places
+
+
+def one_render_each(render, messages):
+    for _ in messages:
+        render(messages)
+    return find_texts(render, messages)
+
+
+def another_error(function):
+    def raising(*arguments):
+        try:
+            return function(*arguments)
+        except MaskError as error:
+            raise ValueError(str(error)) from None
+
+    return raising
+
+
+# --- 6.8 to 6.10
+
+
+def with_options(function, **options):
+    return lambda *arguments: function(*arguments, **options)
+
+
+def served_with(**options):
+    return with_options(check_served, **options)
+
+
+def pieces_with(**options):
+    return with_options(encode_pieces, **options)
+
+
+def row_with(**options):
+    return with_options(pack_row, **options)
+
+
+def ids_of_the_whole(pieces, tokenizer):
+    _, labels = encode_pieces(pieces, tokenizer)
+    return tokenizer.encode("".join(text for text, _, _ in pieces)), labels
+
+
+def typed_together(pieces, tokenizer):
+    """Markers in what was typed are cut, but the rest is joined before it is encoded."""
+    text = "".join(re.sub("<(?=[a-z]+>)", "<\0", t) if typed else t for t, typed, _ in pieces)
+    return [n for n in tokenizer.encode(text) if n != ord("\0")], encode_pieces(pieces, tokenizer)[
+        1
+    ]
+
+
+def special(one):
+    return one in e06.Toy.specials.values()
+
+
+def split_at_ends(i, j, owner, used, ids):
+    ends = [place for place in range(used) if ids[place] == e06.EOT]
+    return j <= i and sum(e < i for e in ends) == sum(e < j for e in ends)
+
+
+def shifted(ids, labels):
+    return ids, [*labels[1:], IGNORE_INDEX] if labels else labels
+
+
+def unless_refused(function, arguments, instead):
+    try:
+        return function(*arguments)
+    except MaskError:
+        return instead
+
+
 HEADER_IN = template(BEGIN + HEADER + CONTENT + STOP + END + GAP)
 STOP_OUT = template(HEADER + BEGIN + CONTENT + END + STOP + GAP)
 GAP_IN = template(HEADER + BEGIN + CONTENT + STOP + GAP + END)
 EVERYONE = template(
     HEADER + BEGIN + CONTENT + STOP + END + GAP, HEADER + BEGIN + CONTENT + STOP + END + GAP
 )
+SYSTEM_TOO = template(
+    HEADER + BEGIN + CONTENT + STOP + END + GAP,
+    "{%- if m.role == 'user' -%}"
+    + (HEADER + CONTENT + STOP + GAP)
+    + "{%- else -%}"
+    + (HEADER + BEGIN + CONTENT + STOP + END + GAP)
+    + "{%- endif -%}",
+)
+TRIMMED = template(HEADER + BEGIN + "{{- m.content | trim -}}" + STOP + END + GAP)
 OTHER_TEXT = template(HEADER + BEGIN + CONTENT + STOP + END)
 NO_TAG = template(HEADER + CONTENT + STOP + GAP)
 NOT_CLOSED = template(HEADER + BEGIN + CONTENT + STOP + GAP) + "{# endgeneration #}"
@@ -207,6 +591,46 @@ WRONG = {
     "bos: one is enough": (e06.double_bos, lambda i, b: i[:1] == [b], "as it should be"),
     "bos: never": (e06.double_bos, lambda i, b: False, "are the bug"),
     "bos: short lists": (e06.double_bos, lambda i, b: i[0] == b and i[1] == b, "IndexError"),
+    "bos: 0 is false": (
+        e06.double_bos,
+        lambda i, b: bool(b) and i[:2] == [b, b],
+        "ask whether bos_id is None",
+    ),
+    "bos: just two": (e06.double_bos, lambda i, b: b is not None and i.count(b) == 2, "beginning"),
+    "prompt: all but users are continued": (
+        e06.prompt_text,
+        lambda t, m: t.apply_chat_template(
+            m,
+            tokenize=False,
+            add_generation_prompt=m[-1]["role"] == "user",
+            continue_final_message=m[-1]["role"] != "user",
+        ),
+        "only the assistant's message",
+    ),
+    "batch: as long as the last": (
+        e06.pad_batch,
+        lambda rows, pad: {
+            name: [row[: len(rows[-1]["labels"])] for row in values]
+            for name, values in pad_batch(rows, pad).items()
+        },
+        "the longest row may be any",
+    ),
+    "tag: system graded": (e06.tagged_template, lambda: SYSTEM_TOO, "graded are the replies"),
+    "tag: trimmed": (e06.tagged_template, lambda: TRIMMED, "trims no text"),
+    "cut: what fits": (
+        e06.cut,
+        cut_always,
+        "whatever it ends with",
+    ),
+    "mask: roles by place": (
+        e06.reply_mask,
+        lambda render, messages, eot: reply_mask(
+            render,
+            [{**m, "role": ("user", "assistant")[k % 2]} for k, m in enumerate(messages)],
+            eot,
+        ),
+        "one boolean|not written|grade every|rewrites nothing|is part of a reply",
+    ),
     "prompt: forgotten": (e06.prompt_text, text_with(), "opens the reply"),
     "prompt: always opened": (
         e06.prompt_text,
@@ -266,6 +690,273 @@ WRONG = {
     "mask: prompt unchecked": (e06.reply_mask, mask_with(check=(2,)), "another prompt"),
     "mask: whole unchecked": (e06.reply_mask, mask_with(check=(1,)), "rewrites its first reply"),
     "mask: refuses all": (e06.reply_mask, refuse_all, "MaskError"),
+    "texts: first found": (e06.find_texts, first_found, "find marks"),
+    "texts: next found": (e06.find_texts, next_found, "find marks"),
+    "texts: not compared": (
+        e06.find_texts,
+        with_options(find_texts, compare=None),
+        "trims blanks",
+    ),
+    "texts: lengths compared": (
+        e06.find_texts,
+        with_options(find_texts, compare="length"),
+        "compare with the plain text",
+    ),
+    "texts: not counted": (e06.find_texts, with_options(find_texts, twice=False), "which of the"),
+    "texts: missing one is -1": (
+        e06.find_texts,
+        with_options(find_texts, missing=None, compare=None),
+        "raise MaskError",
+    ),
+    "texts: places of the marks": (
+        e06.find_texts,
+        with_options(find_texts, in_marked=True),
+        "the places of the marks",
+    ),
+    "texts: in the order of the text": (
+        e06.find_texts,
+        with_options(find_texts, order="text"),
+        "writes the system text last",
+    ),
+    "texts: one mark": (e06.find_texts, one_mark, "one mark for each text"),
+    "texts: marks in marks": (e06.find_texts, marks_that_hold_others, "in no other"),
+    "texts: messages changed": (e06.find_texts, marked_in_place, "changed the messages"),
+    "texts: a render for each": (e06.find_texts, one_render_each, "is enough"),
+    "texts: end included": (
+        e06.find_texts,
+        lambda *arguments: [(start, end - 1) for start, end in find_texts(*arguments)],
+        "half-open",
+    ),
+    "texts: starts only": (
+        e06.find_texts,
+        lambda *arguments: [start for start, _ in find_texts(*arguments)],
+        "one (start, end) for each",
+    ),
+    "texts: ValueError": (e06.find_texts, another_error(find_texts), "raised ValueError"),
+    "texts: refuses all": (e06.find_texts, refuse_all, "count as you go"),
+    "texts: nothing returned": (e06.find_texts, lambda *arguments: None, "is a return missing"),
+    "served: texts": (
+        e06.check_served,
+        served_with(differ=lambda a, b: e06.text_of(a) != e06.text_of(b)),
+        "compare ids",
+    ),
+    "served: lengths": (
+        e06.check_served,
+        served_with(differ=lambda a, b: len(a) != len(b)),
+        "equal lengths are not equal ids",
+    ),
+    "served: the last ids": (
+        e06.check_served,
+        served_with(differ=lambda a, b: a[-3:] != b[-3:]),
+        "Hint: ",
+    ),
+    "served: the tail": (
+        e06.check_served,
+        served_with(differ=lambda a, b: a[-len(b) :] != b),
+        "from its first id on",
+    ),
+    "served: as far as both go": (
+        e06.check_served,
+        served_with(differ=lambda a, b: any(x != y for x, y in zip(a, b, strict=False))),
+        "may be longer",
+    ),
+    "served: begins with the sample's": (
+        e06.check_served,
+        served_with(differ=lambda a, b: b[: len(a)] != a),
+        "may be longer",
+    ),
+    "served: sample begins with it": (
+        e06.check_served,
+        served_with(differ=lambda a, b: a[: len(b)] != b),
+        "must begin where the prompt ends",
+    ),
+    "served: last reply": (e06.check_served, served_with(replies=slice(-1, None)), "the last one"),
+    "served: first reply": (e06.check_served, served_with(replies=slice(1)), "the first one alone"),
+    "served: runs not counted": (e06.check_served, served_with(counted=False), "graded run"),
+    "served: 0 is not graded": (
+        e06.check_served,
+        served_with(graded=lambda label: label > 0),
+        "0 is an id",
+    ),
+    "served: k counts replies": (e06.check_served, served_with(ordinal=True), "all messages"),
+    "served: nothing returned": (
+        e06.check_served,
+        served_with(count=lambda turns: None),
+        "is a return missing",
+    ),
+    "served: messages counted": (
+        e06.check_served,
+        served_with(count=lambda turns: turns[-1] + 1),
+        "number of replies",
+    ),
+    "served: true": (
+        e06.check_served,
+        served_with(count=lambda turns: True),
+        "the loop must not end",
+    ),
+    "served: false instead": (
+        e06.check_served,
+        lambda *arguments: unless_refused(check_served, arguments, 0),
+        "raise MaskError instead",
+    ),
+    "served: ValueError": (e06.check_served, another_error(check_served), "raised ValueError"),
+    "served: refuses all": (e06.check_served, lambda *a: refuse_all(*a[:3]), "raised MaskError"),
+    "pieces: the whole": (e06.encode_pieces, ids_of_the_whole, "ids of their characters"),
+    "pieces: never split": (
+        e06.encode_pieces,
+        pieces_with(split=lambda typed, graded: False),
+        "2 special tokens too many|ids of their characters",
+    ),
+    "pieces: always split": (
+        e06.encode_pieces,
+        pieces_with(split=lambda typed, graded: True),
+        "encode its pieces as usual",
+    ),
+    "pieces: users alone": (
+        e06.encode_pieces,
+        pieces_with(split=lambda typed, graded: typed and not graded),
+        "explains a marker",
+    ),
+    "pieces: masked alone": (
+        e06.encode_pieces,
+        pieces_with(split=lambda typed, graded: not graded),
+        "encode its pieces as usual",
+    ),
+    "pieces: cut, then joined": (e06.encode_pieces, typed_together, "the template wrote"),
+    "pieces: markers deleted": (
+        e06.encode_pieces,
+        pieces_with(change=lambda text: re.sub("<[a-z]+>", "", text)),
+        "is not deleted",
+    ),
+    "pieces: a blank in markers": (
+        e06.encode_pieces,
+        pieces_with(change=lambda text: text.replace("<", "< ")),
+        "ids of their characters",
+    ),
+    "pieces: every end of turn graded": (
+        e06.encode_pieces,
+        pieces_with(label=lambda n, typed, g: n if g or n == 3 else IGNORE_INDEX),
+        "an end of turn as well",
+    ),
+    "pieces: specials masked": (
+        e06.encode_pieces,
+        pieces_with(label=lambda n, typed, g: n if g and not special(n) else IGNORE_INDEX),
+        "end of turn of a reply is graded",
+    ),
+    "pieces: typed alone is graded": (
+        e06.encode_pieces,
+        pieces_with(label=lambda n, typed, g: n if g and typed else IGNORE_INDEX),
+        "end of turn of a reply is graded",
+    ),
+    "pieces: users graded": (
+        e06.encode_pieces,
+        pieces_with(label=lambda n, typed, g: n if typed or g else IGNORE_INDEX),
+        "-100 for each id",
+    ),
+    "pieces: zeros and ones": (
+        e06.encode_pieces,
+        pieces_with(label=lambda n, typed, g: int(g)),
+        "-100 for each id",
+    ),
+    "pieces: zero for masked": (
+        e06.encode_pieces,
+        pieces_with(label=lambda n, typed, g: n if g else 0),
+        "-100 for each id",
+    ),
+    "pieces: shifted": (
+        e06.encode_pieces,
+        lambda *arguments: shifted(*encode_pieces(*arguments)),
+        "Hint: ",
+    ),
+    "pieces: ids alone": (
+        e06.encode_pieces,
+        lambda *arguments: encode_pieces(*arguments)[0],
+        "return two lists",
+    ),
+    "pieces: nothing returned": (
+        e06.encode_pieces,
+        lambda *arguments: None,
+        "is a return missing",
+    ),
+    "row: positions run on": (e06.pack_row, row_with(positions="run on"), "counts from 0"),
+    "row: padding in position 0": (
+        e06.pack_row,
+        row_with(positions="padding 0"),
+        "so does the padding",
+    ),
+    "row: seams graded": (e06.pack_row, row_with(seam=None), "a seam"),
+    "row: the last label masked": (e06.pack_row, row_with(seam=-1), "EOT included"),
+    "row: padding graded": (e06.pack_row, row_with(pad_label=0), "padding is never graded"),
+    "row: causal alone": (
+        e06.pack_row,
+        row_with(may=lambda i, j, owner, used, ids: j <= i),
+        "different samples",
+    ),
+    "row: not causal": (
+        e06.pack_row,
+        row_with(may=lambda i, j, owner, used, ids: owner[i] == owner[j]),
+        "look ahead",
+    ),
+    "row: not itself": (
+        e06.pack_row,
+        row_with(may=lambda i, j, owner, used, ids: owner[i] == owner[j] and j < i),
+        "sees itself",
+    ),
+    "row: rows and columns": (
+        e06.pack_row,
+        row_with(may=lambda i, j, owner, used, ids: owner[i] == owner[j] and i <= j),
+        "look ahead",
+    ),
+    "row: split at ends of turn": (e06.pack_row, row_with(may=split_at_ends), "in its own sample"),
+    "row: padding sees nothing": (
+        e06.pack_row,
+        row_with(
+            may=lambda i, j, owner, used, ids: owner[i] == owner[j] and j <= i and i < used,
+        ),
+        "NaN",
+    ),
+    "row: padding sees itself alone": (
+        e06.pack_row,
+        row_with(
+            may=lambda i, j, owner, used, ids: (
+                owner[i] == owner[j] and j <= i and (i < used or i == j)
+            ),
+        ),
+        "block of its own",
+    ),
+    "row: padding sees all": (
+        e06.pack_row,
+        row_with(
+            may=lambda i, j, owner, used, ids: j <= i and (owner[i] == owner[j] or i >= used),
+        ),
+        "sees no sample",
+    ),
+    "row: padding by its id": (
+        e06.pack_row,
+        lambda samples, length, pad: pack_row(
+            samples,
+            length,
+            pad,
+            may=lambda i, j, owner, used, ids: (
+                owner[i] == owner[j] and j <= i and (i >= used or ids[j] != pad)
+            ),
+        ),
+        "in its own sample",
+    ),
+    "row: cut": (e06.pack_row, row_with(fit="cut"), "Cut nothing off"),
+    "row: samples changed": (e06.pack_row, row_with(copy=False), "changed its samples"),
+    "row: a flat mask": (
+        e06.pack_row,
+        lambda *a: pack_row(*a) | {"attend": [1] * a[1]},
+        "lists of",
+    ),
+    "row: without attend": (
+        e06.pack_row,
+        lambda *a: {k: v for k, v in pack_row(*a).items() if k != "attend"},
+        "a dict with the keys",
+    ),
+    "row: nothing returned": (e06.pack_row, lambda *a: None, "is a return missing"),
+    "row: ValueError": (e06.pack_row, another_error(pack_row), "raised ValueError"),
 }
 
 
@@ -275,5 +966,6 @@ def test_wrong_answers_are_refused_with_a_reason(name):
     with pytest.raises(CheckFailed) as caught:
         check(answer)
     message = str(caught.value)
-    assert words in message, message
+    assert re.search("|".join(map(re.escape, words.split("|"))), message), message
+    assert message.startswith("Exercise 6.") and len(message) < 700, len(message)
     assert "\n" not in message and not isinstance(caught.value, NotAttempted)

@@ -24,6 +24,7 @@ from course_utils.replies import generate, next_token_probabilities, prompt_ids,
 from course_utils.sft import (
     SFTConfig,
     check_output,
+    counted,
     fine_tune,
     graded_loss,
     learning_rate_at,
@@ -128,6 +129,70 @@ def test_a_label_at_position_0_has_nothing_that_predicts_it():
     loss, count = graded_loss(tiny_model(), collate([Sample([5, 6], [5, IGNORE_INDEX], (), ())], 0))
     assert count == 0 and loss == 0
     loss.backward()  # zero, not "not a number"
+
+
+def weighted(samples, *weights):
+    """The samples with one weight each at every position."""
+    pairs = zip(samples, weights, strict=True)
+    return [replace(one, weights=[weight] * len(one)) for one, weight in pairs]
+
+
+def test_a_weighted_loss_by_hand():
+    model, ids = tiny_model(), [5, 6, 7, 8]
+    one = Sample(ids, [IGNORE_INDEX, 6, IGNORE_INDEX, 8], (), (), weights=[9.0, 0.5, 7.0, 3.0])
+    loss, count = graded_loss(model, collate([one], 0))
+    logs = [-next_token_probabilities(model, ids[:n]).log()[ids[n]] for n in (1, 3)]
+    expected = 0.5 * logs[0] + 3 * logs[1]
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-4)
+    assert count == 3.5 and counted(one) == [0.5, 3.0]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 256])
+def test_a_weighted_loss_and_its_gradient_are_those_of_the_parts(rows, monkeypatch):
+    monkeypatch.setattr(sft, "LOGIT_ROWS", rows)
+    weights, samples = (0.25, 1.0, 3.0), tiny_samples()
+    model = tiny_model()
+    loss, count = graded_loss(model, collate(weighted(samples, *weights), 0))
+    loss.backward()
+    ours = gradients(model)
+    model.zero_grad()
+    parts = [graded_loss(model, collate([one], 0)) for one in samples]
+    expected = sum(w * part for w, (part, _) in zip(weights, parts, strict=True))
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert count == sum(w * n for w, (_, n) in zip(weights, parts, strict=True))
+    assert same(ours, gradients(model))
+
+
+def test_weights_of_one_give_the_floats_of_no_weights():
+    samples = tiny_samples(), weighted(tiny_samples(), 1.0, 1.0, 1.0)
+    results = []
+    for batch in (collate(chosen, 0) for chosen in samples):
+        model = tiny_model()
+        loss, count = graded_loss(model, batch)
+        loss.backward()
+        results.append((loss.item(), count, gradients(model)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert results[0][1] == results[1][1] and same(results[0][2], results[1][2])
+    config = SFTConfig(steps=3, batch_size=2)
+    losses = [[step.loss for step in fine_tune(tiny_model(), s, config)] for s in samples]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_accumulating_weighted_batches_is_one_batch(float32):
+    samples = weighted(four_samples(), 0.2, 1.0, 4.0, 0.5)
+    whole = graded_loss(tiny_model(), collate(samples, 0))
+    results = []
+    for batch_size, accumulate, tokens in ((4, 1, 999), (2, 2, 999), (1, 4, 999), (4, 1, 1)):
+        model = tiny_model()
+        config = SFTConfig(
+            steps=1, batch_size=batch_size, accumulate=accumulate, forward_tokens=tokens
+        )
+        (step,) = fine_tune(model, samples, config)
+        assert step.loss == pytest.approx(whole[0].item() / whole[1], rel=1e-5)
+        assert step.graded_tokens == sum(len(counted(one)) for one in samples)
+        results.append(dict(model.named_parameters()))
+    assert all(same(parameters, results[0], 1e-4) for parameters in results[1:])
 
 
 # --- the schedule and what is trained ------------------------------------------------------------

@@ -21,7 +21,7 @@ from chats import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from course_utils.conversation import conversation
+from course_utils.conversation import Conversation, Message, conversation
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
 from course_utils.templates import (
     FAMILIES,
@@ -200,6 +200,26 @@ def test_outside_the_canonical_class_is_refused(family, turns, message):
 def test_a_refused_order_of_turns_is_refused_with_lossy_too(family, turns):
     with pytest.raises(TemplateError):
         render(conversation(*turns), family, lossy=True)
+
+
+CALL = {"name": "f", "arguments": {}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lossy", [False, True])
+def test_reasoning_and_tool_calls_are_refused(family, lossy):
+    asked = Message("user", "Hi")
+    for fields, what in (
+        ({"reasoning": "Hm."}, "reasoning"),
+        ({"reasoning": ""}, "reasoning"),
+        ({"tool_calls": (CALL,)}, "a tool call"),
+    ):
+        chat = Conversation((asked, Message("assistant", "Hello", **fields)))
+        with pytest.raises(TemplateError, match=f"{family} cannot write {what} .message 1.*Write"):
+            render(chat, family, lossy=lossy)
+    for fields in ({"train": False}, {"weight": 2}):  # which no template sees
+        chat = Conversation((asked, Message("assistant", "Hello", **fields)))
+        assert str(render(chat, family)) == str(render(conversation(USER, REPLY), family))
 
 
 def test_no_second_generation_prompt():
