@@ -64,6 +64,8 @@ class PieceEncoder:
 
     def encode_whole(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, in which special tokens are special, whoever wrote them."""
+        # A call with split_special_tokens=True leaves this on.
+        self.backend.encode_special_tokens = False
         return [
             found.ids for found in self.backend.encode_batch_fast(texts, add_special_tokens=False)
         ]

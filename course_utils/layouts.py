@@ -91,7 +91,10 @@ class Plan:
         """The plan's values for these texts; None if the template would take another way."""
         values = [*texts, *[None] * (self.size - len(texts))]
         for number, function, first, rest, answer in self.steps:
-            value = function(values) if first is None else function(values[first], *rest)
+            try:
+                value = function(values) if first is None else function(values[first], *rest)
+            except Exception:  # whatever it is, the template would have met it, too
+                return None
             if number in self.answered and value != answer:
                 return None
             values[number] = value

@@ -14,6 +14,7 @@ through its program, so it writes the same marks between the same pieces of its 
 import operator
 from copy import copy
 from dataclasses import dataclass, field
+from types import GeneratorType
 
 # Mark number n is the private-use character U+F0000 + n.
 FIRST_MARK, LAST_MARK = 0xF0000, 0xFFFFD
@@ -55,9 +56,17 @@ class Record:
         frozen = freeze(arguments)
         key = (function, repr(frozen))
         if key not in self.known:
+            try:
+                value = function(*thaw(frozen, self.values))
+            except Unwatchable:
+                raise
+            except Exception as error:
+                # Jinja catches some of these, so that a text failed is an answer, too.
+                self.apply(_fails, type(error), function, *arguments)
+                raise
             self.known[key] = len(self.values)
             self.steps.append((function, frozen))
-            self.values.append(function(*thaw(frozen, self.values)))
+            self.values.append(value)
         number = self.known[key]
         value = self.values[number]
         if isinstance(value, str):
@@ -92,6 +101,10 @@ class Watched(str):
         return _join(self.record, other, self)
 
 
+def _unseen(self):
+    raise Unwatchable("the template prints a text as Python would, inside a list or an object")
+
+
 def _note(name: str):
     """The method of that name, taken as a step. Hashing, comparing and so on are methods, too."""
     function = getattr(str, name)
@@ -117,6 +130,15 @@ def _characters(self):
 
 
 Watched.__iter__ = _characters
+Watched.__repr__ = _unseen
+
+
+def _fails(kind, function, *arguments) -> bool:
+    try:
+        function(*arguments)
+    except kind:
+        return True
+    return False
 
 
 def _concatenate(*parts):
@@ -134,7 +156,7 @@ def freeze(value):
     if isinstance(value, Watched):
         return Ref(value.number)
     if isinstance(value, list | tuple):
-        return tuple(freeze(item) for item in value)
+        return type(value)(freeze(item) for item in value)
     if isinstance(value, dict):
         return {freeze(key): freeze(item) for key, item in value.items()}
     return value
@@ -144,8 +166,8 @@ def thaw(value, values: list):
     """What `freeze` was given, with real values in the places of the `Ref`s."""
     if isinstance(value, Ref):
         return values[value.number]
-    if isinstance(value, tuple):
-        return [thaw(item, values) for item in value]
+    if isinstance(value, list | tuple):
+        return type(value)(thaw(item, values) for item in value)
     if isinstance(value, dict):
         return {thaw(key, values): thaw(item, values) for key, item in value.items()}
     return value
@@ -185,6 +207,16 @@ def watched_template(source: str):
                 self.write("), ")
             self.write("))")
 
+        def visit_Compare(self, node, frame):  # a in b, where b may be text of the template's own
+            if len(node.ops) != 1 or node.ops[0].op not in ("in", "notin"):
+                return super().visit_Compare(node, frame)
+            self.write("(not " if node.ops[0].op == "notin" else "(")
+            self.write("environment.holds(")
+            self.visit(node.expr, frame)
+            self.write(", ")
+            self.visit(node.ops[0].expr, frame)
+            self.write("))")
+
     original = _compile_jinja_template(source).environment
 
     class Environment(type(original)):
@@ -196,6 +228,11 @@ def watched_template(source: str):
                 return _stepwise(getattr(str, function.__name__), (owner, *arguments), {})
             return super().call(context, function, *arguments, **options)
 
+        def holds(self, item, container):
+            if isinstance(item, Watched) and type(container) is str:
+                return item.record.apply(str.__contains__, container, item)
+            return item in container
+
         def call_binop(self, context, symbol, left, right):
             return _stepwise(self.binop_table[symbol], (left, right), {})
 
@@ -203,9 +240,11 @@ def watched_template(source: str):
     environment.__class__ = Environment
     environment.code_generator_class = Generator
     environment.concat = concat
-    environment.filters = dict(original.filters)
-    for name in ("tojson", "join", "format"):
-        environment.filters[name] = _watching(original.filters[name])
+    environment.filters = {
+        name: function if name in STRUCTURAL else _watching(function)
+        for name, function in original.filters.items()
+    }
+    environment.tests = {**original.tests, "in": environment.holds}
     return environment.from_string(source)
 
 
@@ -216,17 +255,36 @@ def concat(pieces):
     return _join(record, *pieces) if record else "".join(pieces)
 
 
+# Filters that move texts about, or call their methods, without reading their characters.
+STRUCTURAL = {"map", "select", "reject", "selectattr", "rejectattr", "list", "first", "last"}
+STRUCTURAL |= {"length", "count", "items", "batch", "slice", "groupby", "sort", "dictsort"}
+STRUCTURAL |= {"unique", "default", "d", "attr", "min", "max", "sum", "random", "reverse"}
+STRUCTURAL |= {"string", "trim", "upper", "lower", "capitalize"}
+
+
 def _watching(function):
+    """The filter, taken as a step where it gets a watched text."""
     from functools import wraps
+
+    passes = hasattr(function, "jinja_pass_arg")
 
     @wraps(function)  # keeps Jinja's marks on filters that want the context
     def filtered(*arguments, **options):
-        return _stepwise(function, arguments, options)
+        if not passes:
+            return _stepwise(function, arguments, options)
+        # The context is another object in every rendering, and the step is the same.
+        inner.context, *arguments = arguments
+        return _stepwise(inner, tuple(arguments), options)
+
+    @wraps(function)
+    def inner(*arguments, **options):
+        return function(inner.context, *arguments, **options)
 
     return filtered
 
 
 def _stepwise(function, arguments, options):
+    arguments = tuple(list(a) if isinstance(a, GeneratorType) else a for a in arguments)
     record = watcher_in(arguments) or watcher_in(options)
     if record is None:
         return function(*arguments, **options)

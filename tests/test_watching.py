@@ -223,7 +223,7 @@ def test_freezing_and_thawing():
     record = Record(["a", "b"])
     text, other = record.text(0), record.text(1)
     frozen = freeze([text, {"k": (other, 3)}, "c"])
-    assert frozen == (Ref(0), {"k": (Ref(1), 3)}, "c")
+    assert frozen == [Ref(0), {"k": (Ref(1), 3)}, "c"]
     assert thaw(frozen, ["x", "y"])[0] == "x" and thaw(frozen, ["x", "y"])[1]["k"][0] == "y"
     assert watcher_in({"k": [1, (other,)]}) is record and watcher_in(["a", {"b": 1}, 3]) is None
 
@@ -482,7 +482,7 @@ def test_a_plan_is_never_used_for_a_text_that_the_template_treats_in_another_way
 def test_what_cannot_be_watched_is_rendered_anew_and_masked_right(monkeypatch):
     from course_utils import masking
 
-    tokenizer = tokenizer_with("{{ m.content }}{{ [m.content] | pprint | length }}")
+    tokenizer = tokenizer_with("{{ m.content }}{{ [m.content] | string | length }}")
     anew = []
     original = masking._by_rerendering
     monkeypatch.setattr(
