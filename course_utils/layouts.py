@@ -66,9 +66,11 @@ class Layout:
 class Plan:
     """The layouts of one shape, and the steps that turn a conversation's texts into values."""
 
-    def __init__(self, record: Record, layouts: list[Layout], cut_texts: list[tuple]):
+    def __init__(self, record: Record, layouts: list[Layout], cut_texts: list, absent: list):
         self.layouts = layouts
-        self.cut_texts = cut_texts
+        # What has to be looked at in every conversation, as (message, number of the text, ...):
+        # texts that the template takes apart, with the pieces; texts that it does not write.
+        self.cut_texts, self.absent = cut_texts, absent
         self.texts = len(record.texts)
         self.checked = 0
         self.compiled = {}  # filled by masking, one entry for each mode
@@ -224,6 +226,9 @@ class Planner:
             values = plan.values(texts)
         if plan.checked < CHECKED:
             self.compare(conversation, plan, values)
+        for message, text in plan.absent:
+            if values[text].strip():
+                raise MaskError(lost(message, conversation[message].role, values[text]))
         for message, text, pieces in plan.cut_texts:
             pieces = [values[piece] for piece in pieces]
             check_kept(message, conversation[message].role, values[text], pieces)
@@ -264,7 +269,7 @@ class Planner:
             for reply in replies:
                 layouts.append(Layout(run.text(reply + 1), (reader.turn(run, reply, headers),)))
                 reader.check_context(layouts[-1].marked, reply)
-        return Plan(record, layouts, reader.cut_texts)
+        return Plan(record, layouts, reader.cut_texts, reader.absent)
 
     def compare(self, conversation, plan: Plan, values: list) -> None:
         """The plan against transformers: the same texts, and the prompts that it would serve."""
@@ -339,7 +344,7 @@ class Reader:
 
     def __init__(self, record, owners, conversation, specials):
         self.record, self.owners, self.conversation = record, owners, conversation
-        self.specials, self.cut_texts = specials, []
+        self.specials, self.cut_texts, self.absent = specials, [], []
         self.sources = [frozenset([number]) for number in range(len(record.texts))]
         self.whole = [True] * len(record.texts)
 
@@ -472,33 +477,36 @@ class Reader:
     def check_reply(self, text: str, start: int, message: int) -> None:
         """All texts of a reply must stand in what the model writes."""
         for number in self.fields(message):
-            value = self.record.texts[number]
-            if not value.strip() or self.is_identity(message, value):
-                continue
-            if not self.keeps(text, start, message, number):
-                raise MaskError(lost(message, "assistant", value))
-
-    def keeps(self, text: str, start: int, message: int, number: int) -> bool:
-        """Does the message's text stand there? If only in pieces, they will be looked at."""
-        marks = self.marks(text, start, message, number)
-        pieces = [ord(text[place]) - FIRST_MARK for place in marks]
-        if not any(self.whole[piece] for piece in pieces):
-            self.cut_texts.append((message, number, pieces))
-        return bool(marks)
-
-    def is_identity(self, message: int, value: str) -> bool:
-        """Is this the id of a call, which many templates leave out?"""
-        return any(call.get("id") == value for call in self.conversation[message].tool_calls)
+            if number not in self.identities(message):
+                self.look_for(number, text, start, message)
 
     def check_context(self, text: str, count: int) -> None:
         """The text of every message that is not a reply must stand somewhere."""
         for message in range(count):
-            if self.conversation[message].role == "assistant":
-                continue
-            number = self.content_field(message)
-            value = self.record.texts[number]
-            if value.strip() and not self.keeps(text, 0, message, number):
-                raise MaskError(lost(message, self.conversation[message].role, value))
+            if self.conversation[message].role != "assistant":
+                self.look_for(self.content_field(message), text, 0, message)
+
+    def look_for(self, number: int, text: str, start: int, message: int) -> None:
+        """Does the text stand there, whole? If not, every conversation's will be looked at."""
+        marks = self.marks(text, start, message, number)
+        pieces = [ord(text[place]) - FIRST_MARK for place in marks]
+        if not marks:
+            self.absent.append((message, number))
+        elif not any(self.whole[piece] for piece in pieces):
+            self.cut_texts.append((message, number, pieces))
+
+    def identities(self, message: int) -> set[int]:
+        """The numbers of the ids of a message's calls, which many templates leave out."""
+        found, number = set(), self.content_field(message) + 1
+        number += self.conversation[message].reasoning is not None
+        for call in self.conversation[message].tool_calls:
+            if "id" in call:
+                found.add(number)
+                number += 1
+            leaves = []
+            map_leaves(call["function"], leaves.append)
+            number += len(leaves)
+        return found
 
     def real(self, *marked: str) -> list[str]:
         return [fill(text, self.record.values) for text in marked]

@@ -425,7 +425,10 @@ PLANTED = {
     "graded twice": ("plain", lambda s, w, a, b: [s, s]),
     "earlier reply left out": ("two replies", lambda s, w, a, b: [_regraded(s, a, b)]),
     "nothing at all": ("plain", lambda s, w, a, b: []),
-    "graded though not to be": ("last turn not trained", lambda s, w, a, b: [_regraded(s, a, b)]),
+    "graded though not to be": (
+        "last turn not trained",
+        lambda s, w, a, b: [_regraded(s, len(s) - 1 - (b - a), len(s) - 1, message=3)],
+    ),
     "typed marker as special token": (
         "user with markers",
         lambda s, w, a, b: [_typed_as_control(s, w)],
