@@ -57,10 +57,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Layout:
-    """A text with marks, and where the replies to be graded stand in it."""
+    """The first `messages` of a conversation with marks, and where its graded replies stand."""
 
     marked: str
     turns: tuple[Turn, ...]
+    messages: int
 
 
 class Plan:
@@ -262,12 +263,14 @@ class Planner:
         if together:
             turns = [reader.turn(run, reply, headers) for reply in proven]
             turns += reader.between(whole, turns, [r for r in replies if r not in set(proven)])
-            layouts = [Layout(whole, tuple(sorted(turns, key=lambda turn: turn.message)))]
+            turns = tuple(sorted(turns, key=lambda turn: turn.message))
+            layouts = [Layout(whole, turns, len(conversation))]
             reader.check_context(whole, len(conversation))
         else:
             layouts = []
             for reply in replies:
-                layouts.append(Layout(run.text(reply + 1), (reader.turn(run, reply, headers),)))
+                turn = reader.turn(run, reply, headers)
+                layouts.append(Layout(run.text(reply + 1), (turn,), reply + 1))
                 reader.check_context(layouts[-1].marked, reply)
         return Plan(record, layouts, reader.cut_texts, reader.absent)
 
@@ -277,8 +280,7 @@ class Planner:
         options = dict(self.options, tools=list(conversation.tools) or None)
         for layout in plan.layouts:
             text = fill(layout.marked, values)
-            last = len(messages) if len(plan.layouts) == 1 else layout.turns[0].message + 1
-            expected = render_template(self.tokenizer, messages[:last], **options)
+            expected = render_template(self.tokenizer, messages[: layout.messages], **options)
             same = text == expected.removesuffix(self.uninvited)
             for turn in layout.turns[: PROVEN_AT_EACH_END if plan.checked == 0 else 0]:
                 prompt = render_template(
@@ -516,7 +518,8 @@ class Reader:
 
 
 # Steps that keep a text but for the white space around it, or write it as JSON.
-KEEPING = {"strip", "lstrip", "rstrip", "_concatenate", "tojson", "join", "do_format"}
+KEEPING = {"strip", "lstrip", "rstrip", "_concatenate", "tojson", "join", "do_join", "do_format"}
+KEEPING |= {"do_mark_safe"}
 
 
 def lost(message: int, role: str, text: str) -> str:

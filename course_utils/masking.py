@@ -8,7 +8,9 @@ The rule of this module: a mask is right or it is refused. Whatever cannot be lo
 `MaskError`, with the turn and the text.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from weakref import WeakKeyDictionary
@@ -194,14 +196,34 @@ def samples_of(
         make = _Maker(tokenizer, options)
     chats = iter(conversations)
     while chunk := list(islice(chats, together)):
-        drafts = [_refusing(chat, make.draft, chat) for chat in chunk]
-        encoded = iter(make.encode([draft for draft in drafts if isinstance(draft, Draft)]))
-        for chat, draft in zip(chunk, drafts, strict=True):
-            if isinstance(draft, Draft):
-                draft = _refusing(chat, draft.samples, chat, next(encoded))
-            if isinstance(draft, list):
-                draft = _refusing(chat, _finished, chat, draft, options)
-            yield chat, draft
+        with _collector_paused():
+            outcomes = _outcomes(chunk, make, options)
+        yield from zip(chunk, outcomes, strict=True)
+
+
+def _outcomes(chunk: list[Conversation], make, options: Options) -> list[list[Sample] | MaskError]:
+    drafts = [_refusing(chat, make.draft, chat) for chat in chunk]
+    encoded = iter(make.encode([draft for draft in drafts if isinstance(draft, Draft)]))
+    outcomes = []
+    for chat, draft in zip(chunk, drafts, strict=True):
+        if isinstance(draft, Draft):
+            draft = _refusing(chat, draft.samples, chat, next(encoded))
+        if isinstance(draft, list):
+            draft = _refusing(chat, _finished, chat, draft, options)
+        outcomes.append(draft)
+    return outcomes
+
+
+@contextmanager
+def _collector_paused():
+    """All that is made here lives on, so looking for garbage in between only takes time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _refusing(chat: Conversation, make, *arguments):
