@@ -26,7 +26,7 @@ from course_utils.watching import FIRST_MARK, LAST_MARK, Record, Ref, Unwatchabl
 
 # Up to this many replies every prompt is rendered to prove the plan. In longer conversations the
 # middle ones are proven by standing between the same pieces of the template as proven ones.
-PROVEN_AT_EACH_END = 24
+PROVEN_FIRST, PROVEN_LAST = 16, 4
 # So many conversations of each plan are also rendered by transformers and compared.
 CHECKED = 3
 # Plans kept for one shape; the template's answers tell them apart.
@@ -251,8 +251,8 @@ class Planner:
         record = Record(texts)
         run = Run(self, record, conversation)
         proven = replies
-        if len(replies) > 2 * PROVEN_AT_EACH_END:
-            proven = replies[:PROVEN_AT_EACH_END] + replies[-PROVEN_AT_EACH_END:]
+        if len(replies) > PROVEN_FIRST + PROVEN_LAST:
+            proven = replies[:PROVEN_FIRST] + replies[-PROVEN_LAST:]
         whole = run.text(len(conversation))
         together = all(
             whole.startswith(longer) and longer.startswith(run.text(reply, prompt=True))
@@ -282,7 +282,7 @@ class Planner:
             text = fill(layout.marked, values)
             expected = render_template(self.tokenizer, messages[: layout.messages], **options)
             same = text == expected.removesuffix(self.uninvited)
-            for turn in layout.turns[: PROVEN_AT_EACH_END if plan.checked == 0 else 0]:
+            for turn in layout.turns[: PROVEN_FIRST if plan.checked == 0 else 0]:
                 prompt = render_template(
                     self.tokenizer, messages[: turn.message], add_generation_prompt=True, **options
                 )

@@ -26,7 +26,7 @@ from course_utils.conversation import Conversation, Message
 from course_utils.masking import IGNORE_INDEX, MaskError, training_samples
 
 # Conversations, of all shapes with all templates, for which there must be a mask.
-EXACT_FLOOR = 0
+EXACT_FLOOR = 2100
 
 # --- what a template writes ----------------------------------------------------------------------
 
