@@ -2,7 +2,6 @@
 
 import copy
 import re
-from functools import lru_cache
 
 from course_utils.check.core import (
     CheckFailed,
@@ -14,17 +13,37 @@ from course_utils.check.core import (
     plain,
     shorten,
 )
+from course_utils.check.e06_given import (
+    QUESTION,
+    SERVED_CHAT,
+    TWO_REPLIES,
+    Template,
+    Toy,
+    curious,
+    doubling,
+    dropping,
+    forgetful,
+    gapped,
+    messages_of,
+    moving,
+    plain_text,
+    serve,
+    serve_thinking,
+    steady,
+    thinking,
+    toy,
+    trimming,
+)
+from course_utils.check.e06_given import (
+    text_of as text_of,
+)
 from course_utils.masking import IGNORE_INDEX, MaskError
-from course_utils.templates import chat_template
 
 BEGIN, PAD, EOT = 1, 0, 9
-QUESTION = [{"role": "user", "content": "1+1?"}]
-TWO_REPLIES = [
-    *QUESTION,
-    {"role": "assistant", "content": "It is 2."},
-    {"role": "user", "content": "And 4-2?"},
-    {"role": "assistant", "content": "It is 2."},
-]
+SERVE_HINT = (
+    "the graded run of message k begins behind serve(messages, k), k counting all messages; "
+    "0 is an id like any other."
+)
 
 
 def double_bos(function):
@@ -137,7 +156,7 @@ def tagged_template(function):
                 exercise, f"{shown} raised {type(error).__name__}: {error}", "is every tag closed?"
             )
         hint = "the tags must not change the text; a dash inside a tag eats white space."
-        if messages is blanks and isinstance(got, str) and got.split() == expected.split():
+        if messages is blanks and "".join(got.split()) == "".join(expected.split()):
             hint = "the template above trims no text, so yours must not."
         expect(exercise, got, expected, hint, call="rendering with tagged_template()")
         replies = [message["content"] for message in messages if message["role"] == "assistant"]
@@ -165,11 +184,14 @@ def cut(function):
     ):
         got = call(exercise, function, list(ids), list(labels), length, EOT)
         if not isinstance(got, tuple | list) or len(got) != 2:
-            said = f"cut(ids, labels, {length}, {EOT}) returned {shorten(got)}"
+            missing = " (is a return missing?)" if got is None else ""
+            said = f"cut(ids, labels, {length}, {EOT}) returned {shorten(got)}{missing}"
             fail(exercise, said, "return two lists: the ids and the labels that are kept.")
         shown = (
             f"of a sample with replies in positions 4 to 6 and 10 to 13, cut(..., {length}, {EOT})"
         )
+        if len(got[0]) == kept - 1:
+            hint = "the end of turn belongs to the reply: cut behind it."
         expect(exercise, len(got[0]), kept, hint, call=f"the number of ids {shown}")
         expect(exercise, list(got[0]), ids[:kept], hint, call=f"the ids {shown}")
         expect(exercise, list(got[1]), labels[:kept], hint, call=f"the labels {shown}")
@@ -213,11 +235,11 @@ def reply_mask(function):
 
 def find_texts(function):
     exercise = "6.7"
-    chat = _messages("system: user", "user: 1+1?", "assistant: 2", "user: 2", "assistant: 2")
-    blank = _messages("user:  1+1? ", "assistant: 2")
-    tool = _messages("user: !4", "assistant: 4")
-    long = _messages(*(f"user: number {k}" for k in range(12)))
-    empty = _messages("user: Hi", "assistant: ")
+    chat = messages_of("system: system", "user: 1+1?", "assistant: 2", "user: 2", "assistant: 2")
+    blank = messages_of("user:  1+1? ", "assistant: 2")
+    tool = messages_of("user: !4", "assistant: 4")
+    long = messages_of(*(f"user: number {k}" for k in range(12)))
+    empty = messages_of("user: Hi", "assistant: ")
     for render, messages, hint in (
         (plain_text, chat[1:3], "fill the texts in for their marks, and count as you go."),
         (plain_text, chat, "a text may stand in a header or in another text: find marks."),
@@ -348,6 +370,7 @@ def pack_row(function):
     for samples, length, pad, what in (
         ([chat], 5, PAD, "one sample that fills the row"),
         ([chat, page], 8, PAD, "two samples that fill the row"),
+        ([page, chat], 8, PAD, "two samples, the first graded from its first token on"),
         ([chat, page], 11, PAD, "two samples and 3 of padding"),
         ([chat, chat, page, page], 20, EOT, "four samples, two of them twice, padded with EOT"),
         ([twice, page], 13, PAD, "a sample with two replies, another one and 1 of padding"),
@@ -380,41 +403,11 @@ def pack_row(function):
                 exercise, said, "copy the labels before you mask a seam: they may be packed again."
             )
     said = "8 tokens do not fit into a row of 7, and"
-    _must_refuse(exercise, function, ([chat, page], 7, PAD), "pack_row", said, "Cut nothing off.")
+    _must_refuse(exercise, function, ([chat, page], 7, PAD), "pack_row", said, "cut nothing off.")
     passed(exercise)
 
 
-# --- small templates that give words instead of ids -----------------------------------------------
-
-
-def steady(messages, add_generation_prompt=False):
-    """Every message is written in the same way, whatever comes after it."""
-    words = ["<s>"]
-    for message in messages:
-        words += [f"<{message['role']}>", *message["content"].split(), "<end>"]
-    return words + ["<assistant>"] * add_generation_prompt
-
-
-def gapped(messages, add_generation_prompt=False):
-    """As `steady`, with a line break behind every end of turn."""
-    words = []
-    for word in steady(messages, add_generation_prompt):
-        words += [word, "\\n"] if word == "<end>" else [word]
-    return words
-
-
-def forgetful(messages, add_generation_prompt=False):
-    """Writes <think> into the last reply and leaves it out once another message follows."""
-    words = steady(messages, add_generation_prompt)
-    if messages and messages[-1]["role"] == "assistant":
-        start = len(steady(messages[:-1])) + 1
-        words = [*words[:start], "<think>", *words[start:]]
-    return words
-
-
-def thinking(messages, add_generation_prompt=False):
-    """Opens every reply with <think> in the generation prompt, but not in a finished reply."""
-    return steady(messages, add_generation_prompt) + ["<think>"] * add_generation_prompt
+# --- what is expected, and hints that fit what is wrong -------------------------------------------
 
 
 def _expected_mask(words):
@@ -442,48 +435,6 @@ def _mask_hint(got, expected, words):
             end = "the end of turn is graded: it teaches the model to stop."
             return end if word == "<end>" else f"{word!r} is part of a reply: grade every reply."
     return "compare both lists position by position."
-
-
-# --- templates that give text ---------------------------------------------------------------------
-
-
-def _messages(*lines):
-    pairs = (line.split(": ", 1) for line in lines)
-    return [{"role": role, "content": content} for role, content in pairs]
-
-
-def _write(messages):
-    return "".join(f"<{message['role']}>{message['content']}<end>" for message in messages)
-
-
-def plain_text(messages):
-    """Writes every text as it is."""
-    return _write(messages)
-
-
-def trimming(messages):
-    """Takes the white space off both ends of every text."""
-    return _write([{**message, "content": message["content"].strip()} for message in messages])
-
-
-def dropping(messages):
-    """Leaves out the texts of the system."""
-    return _write([m if m["role"] != "system" else {**m, "content": ""} for m in messages])
-
-
-def curious(messages):
-    """Writes another header before a text that begins with '!'."""
-    return _write([{**m, "role": "tool"} if m["content"][:1] == "!" else m for m in messages])
-
-
-def doubling(messages):
-    """Writes what the system said again at the end."""
-    return _write(messages + [m for m in messages if m["role"] == "system"])
-
-
-def moving(messages):
-    """Writes what the system said at the end, and only there."""
-    return _write(sorted(messages, key=lambda message: message["role"] == "system"))
 
 
 def _places(render, messages):
@@ -517,37 +468,6 @@ def _place_hint(got, text, messages):
     return None
 
 
-# --- a server that gives ids ----------------------------------------------------------------------
-
-WORDS = ["2", "<s>", "<user>", "<assistant>", "<end>", "<think>", "1+1?", "1+1", "?", " is it."]
-WORDS += ["4-2?", "Be brief.", "<system>"]
-SERVED_CHAT = _messages("user: 1+1?", "assistant: 2", "user: 4-2?", "assistant: 2 is it.")
-SERVE_HINT = (
-    "the graded run of message k begins behind serve(messages, k), k counting all messages; "
-    "0 is an id like any other."
-)
-
-
-def text_of(ids):
-    """What the ids say. Different ids may say the same: 6 is "1+1?", and so is 7, 8."""
-    return "".join(WORDS[one] for one in ids)
-
-
-def serve(messages, k):
-    """The ids that a server sends so that the model writes message k next."""
-    ids = [1]
-    for message in messages[:k]:
-        content = message["content"]
-        words = [0, 9] if content == "2 is it." else [WORDS.index(content)]
-        ids += [WORDS.index(f"<{message['role']}>"), *words, 4]
-    return [*ids, 3]
-
-
-def serve_thinking(messages, k):
-    """As `serve`, with <think> behind the last header."""
-    return [*serve(messages, k), 5]
-
-
 def _sample(*parts):
     """(ids, labels) of parts that are masked, graded, masked and so on."""
     ids, labels = [], []
@@ -557,41 +477,15 @@ def _sample(*parts):
     return ids, labels
 
 
-# --- a tokenizer of characters --------------------------------------------------------------------
-
-
-class Toy:
-    """A tokenizer with four special tokens; every other character is a token, with its code point.
-
-    encode("<s>Hi")                             -> [0, 72, 105]
-    encode("<s>Hi", split_special_tokens=True)  -> [60, 115, 62, 72, 105]
-    """
-
-    specials = {"<s>": 0, "<user>": 1, "<assistant>": 2, "<end>": 3}
-
-    def encode(self, text, split_special_tokens=False):
-        if split_special_tokens:
-            return [ord(character) for character in text]
-        parts = re.split(f"({'|'.join(self.specials)})", text)
-        return [
-            one
-            for part in parts
-            for one in ([self.specials[part]] if part in self.specials else map(ord, part))
-        ]
-
-    def __repr__(self):
-        return "Toy()"
-
-
 def _special_hint(got, expected, hint):
     """The hint, or that there are special tokens too many or too few."""
     if not isinstance(got, list):
         return hint
     have, want = (sum(one in Toy.specials.values() for one in ids) for ids in (got, expected))
     if have > want:
-        return f"{have} special tokens, and the template wrote {want}: {hint}"
+        return f"special tokens: {have}, and the template wrote {want}; {hint}"
     if have < want:
-        return f"{have} special tokens, and the template wrote {want}: encode its pieces as usual."
+        return f"special tokens: {have}, and the template wrote {want}; encode its pieces as usual."
     if len(got) < len(expected):
         return "a typed marker is not deleted: the model must read what was typed."
     return hint
@@ -639,6 +533,8 @@ def _seam_hint(got, expected, positions, used):
             continue
         if place >= used:
             return "padding is never graded."
+        if want == IGNORE_INDEX and place == 0:
+            return "nothing stands before the first token, so it has no label either."
         if want == IGNORE_INDEX and positions[place] == 0:
             return "a seam: the token before it is another sample's, and would learn to write it."
         break
@@ -697,18 +593,21 @@ def _must_refuse(exercise, function, arguments, name, said, hint=""):
         fail(exercise, what, "raise MaskError, with a message that says why.")
     missing = " (is a raise missing?)" if got is None else ""
     what = f"{said} {name} returned {shorten(got, 60)}{missing}"
-    fail(exercise, what, f"raise MaskError instead. {hint}".strip())
+    fail(exercise, what, f"raise MaskError instead{'; ' * bool(hint)}{hint or '.'}")
 
 
 def _must_answer(exercise, function, arguments, shown, hint):
-    """What the call returns; a MaskError is wrong here and fails with the hint."""
+    """What the call returns; any error is wrong here and fails with the hint."""
     try:
         return call(exercise, function, *arguments)
+    except NotAttempted:
+        raise
     except CheckFailed as failed:
         error = failed.__context__  # what the learner's function raised
-        if not isinstance(error, MaskError):
-            raise
-    fail(exercise, f"{shown} raised MaskError ({shorten(str(error), 60)})", hint)
+        said = str(failed).removeprefix(f"Exercise {exercise}: ")
+    if isinstance(error, MaskError):
+        said = f"{shown} raised MaskError ({shorten(str(error), 60)})"
+    fail(exercise, said, hint)
 
 
 def _plain_values(found):
@@ -716,30 +615,6 @@ def _plain_values(found):
     if not isinstance(found, dict):
         return found
     return {name: plain(value) for name, value in found.items()}
-
-
-class Template:
-    """A template, or a server, that counts its calls. Messages show it by its name."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *arguments, **options):
-        self.calls += 1
-        return self.function(*arguments, **options)
-
-    def __repr__(self):
-        return self.function.__name__
-
-
-@lru_cache
-def toy(family):
-    """A tokenizer with the family's template, made on the spot."""
-    from course_utils.tokenizers import toy_tokenizer
-
-    tokenizer = toy_tokenizer([message["content"] for message in TWO_REPLIES])
-    tokenizer.chat_template = chat_template(family)
-    return tokenizer
 
 
 __all__ = [
