@@ -1024,7 +1024,7 @@ show.table([{"column": head, "path": path} for head, path in heads.items()])
 
 # %%
 cells = [[row[head]["kinds"][0] for head in heads] for row in survey["cases"].values()]
-alt = f"{len(cells)} cases by {len(heads)} paths of libraries, each with a word for the worst finding."
+alt = f"{len(cells)} cases by {len(heads)} paths of libraries: a word for the worst finding."
 board(cells, list(survey["cases"]), [head.replace(" ", "\n") for head in heads], (11.5, 14), alt)
 
 # %%

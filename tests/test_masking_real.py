@@ -516,7 +516,7 @@ EXPLAINED |= {
 }
 EXPLAINED |= {
     (name, "other text"): HISTORY
-    for name in "glm4moe qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8".split()
+    for name in ["glm4moe", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8"]
 }
 EXPLAINED |= {
     (name, "grades before: '<|start|>assistant'"): HEADER for name in ("gptoss", "muse_glimmer")
