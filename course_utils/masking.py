@@ -184,7 +184,7 @@ def training_samples(
 
 
 def samples_of(
-    conversations: Iterable[Conversation], tokenizer, options: Options, *, together: int = 64
+    conversations: Iterable[Conversation], tokenizer, options: Options, *, together: int = 512
 ) -> Iterator[tuple[Conversation, list[Sample] | MaskError]]:
     """Each conversation with its samples, or with the error that says why there are none.
 
