@@ -3,7 +3,8 @@
 Every path turns the same conversations into ids and labels. The unit is what any path has to pay:
 `encode_batch` of the rendered texts, ids as lists. In each round every path runs once, in turn, and
 its time is divided by the time that the same round's `encode_batch` took for as many conversations.
-Making conversations, loading tokenizers and a first run on other conversations are not timed.
+Making conversations, loading tokenizers and a first run on other conversations are not timed. Each
+template has a process of its own, so that nothing slows down what comes after it.
 
 Paths that need the `{% generation %}` tag run on TRL's training templates, and so does the course,
 so that ids and labels can be compared. The template as published is measured for the course alone:
@@ -13,6 +14,7 @@ where it rewrites history, there is a sample for each reply, and more tokens tha
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -23,6 +25,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -455,6 +458,24 @@ def table(name: str, result: dict) -> str:
     return "\n".join(lines)
 
 
+def results_of(setting: Setting, chosen: argparse.Namespace) -> dict:
+    writer = Writer([row for path in SOURCES for row in read_records(path)], chosen.seed)
+    if chosen.data:
+        records = read_records(chosen.data)[: chosen.conversations]
+    else:
+        records = [writer.ordinary() for _ in range(chosen.conversations)]
+    others = [writer.ordinary() for _ in range(max(20, chosen.conversations // 10))]
+    first = first_samples(setting, others)
+    tokenizer = tokenizer_for(setting)
+    result = measure(
+        setting, work_of(tokenizer, records), work_of(tokenizer, others), chosen.rounds
+    )
+    result |= {"conversations": len(records), "first": first}
+    if not setting.only_course:
+        result["scaling"] = scaling(setting, writer, chosen.long)
+    return result
+
+
 def main(arguments: list[str]) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--conversations", type=int, default=2000)
@@ -465,29 +486,17 @@ def main(arguments: list[str]) -> dict:
     parser.add_argument("--templates", nargs="*", help="only these of TRL's template files")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     chosen = parser.parse_args(arguments)
-    writer = Writer([row for path in SOURCES for row in read_records(path)], chosen.seed)
-    if chosen.data:
-        records = read_records(chosen.data)[: chosen.conversations]
-    else:
-        records = [writer.ordinary() for _ in range(chosen.conversations)]
-    others = [writer.ordinary() for _ in range(max(20, chosen.conversations // 10))]
     report = environment(arguments) | {"results": {}}
     for setting in SETTINGS:
         if chosen.templates and setting.template not in chosen.templates:
             continue
         name = f"{setting.tokenizer}, {setting.template}.jinja"
         try:
-            first = first_samples(setting, others)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                result = process.submit(results_of, setting, chosen).result()
         except (TokenizerError, NotImplementedError) as error:
             print(f"\n{name}: left out: {error}", flush=True)
             continue
-        tokenizer = tokenizer_for(setting)
-        result = measure(
-            setting, work_of(tokenizer, records), work_of(tokenizer, others), chosen.rounds
-        )
-        result |= {"conversations": len(records), "first": first}
-        if not setting.only_course:
-            result["scaling"] = scaling(setting, writer, chosen.long)
         report["results"][name] = result
         print(table(name, result), flush=True)
     if chosen.output:

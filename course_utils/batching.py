@@ -31,20 +31,26 @@ class Prepared:
     def __str__(self):
         share = self.graded_tokens / self.tokens
         lines = [
-            f"{len(self.samples)} samples, {self.tokens} tokens, of which {self.graded_tokens} "
-            f"({share:.0%}) are graded; {len(self.refused)} conversations refused"
+            f"{_count(len(self.samples), 'sample')}, {self.tokens} tokens, of which "
+            f"{self.graded_tokens} ({share:.0%}) are graded; "
+            f"{_count(len(self.refused), 'conversation')} refused"
         ]
         if cut := self.truncated:
             replies = sum(sample.dropped_replies for sample in cut)
             tokens = sum(sample.dropped_tokens for sample in cut)
             lines.append(
-                f"  {len(cut)} samples cut at the end of a turn: {replies} replies and {tokens} "
-                "tokens dropped"
+                f"  {_count(len(cut), 'sample')} cut at the end of a turn; "
+                f"replies dropped: {replies}, tokens: {tokens}"
             )
-        lines += [f"  {name}: {reason}" for name, reason in self.refused[:5]]
+        for name, reason in self.refused[:5]:
+            lines.append(f"  {name}: {reason.removeprefix(f'conversation {name!r}: ')}")
         if len(self.refused) > 5:
             lines.append(f"  and {len(self.refused) - 5} more, all listed in `refused`")
         return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def prepare(

@@ -8,7 +8,7 @@
 # %% [markdown]
 # # 06 Masking in production: exercises
 #
-# Ten exercises, independent of each other, about 145 minutes, CPU, nothing to download.
+# Ten exercises, independent of each other, about 160 minutes, CPU, nothing to download.
 # Lecture: [../notebooks/06_masking_in_production.ipynb](../notebooks/06_masking_in_production.ipynb)
 #
 # Replace `raise NotImplementedError` and run the cell below it. To check all of them at once:
@@ -22,45 +22,7 @@ from course_utils import IGNORE_INDEX, MaskError
 from course_utils.check import e06
 
 # %% [markdown]
-# ## 6.1 Find the double BOS
-#
-# Difficulty 1 of 5 · importance 5 of 5 · 5 minutes
-#
-# Write the detector that every pipeline should run on its first sample: does the sequence begin with two
-# sequence starts? A second sequence start *later* in the row is no bug (several conversations may share a
-# row), a tokenizer without a sequence start has `bos_id` None, and 0 is an id like any other.
-#
-# <details><summary>Hint 1</summary>
-#
-# Slices never fail: `input_ids[:2]` of a shorter list is just shorter.
-#
-# </details>
-# <details><summary>Hint 2</summary>
-#
-# Compare that slice with `[bos_id, bos_id]`.
-#
-# </details>
-
-
-# %%
-def double_bos(input_ids: list[int], bos_id: int | None) -> bool:
-    """Whether `input_ids` begins with two sequence starts.
-
-    >>> double_bos([1, 1, 5], bos_id=1)
-    True
-    >>> double_bos([1, 5, 1], bos_id=1)
-    False
-    """
-    # BEGIN SOLUTION
-    return bos_id is not None and input_ids[:2] == [bos_id, bos_id]
-    # END SOLUTION
-
-
-# %% tags=["exercise-6.1"]
-e06.double_bos(double_bos)
-
-# %% [markdown]
-# ## 6.2 What to send
+# ## 6.1 What to send
 #
 # Difficulty 2 of 5 · importance 4 of 5 · 10 minutes
 #
@@ -102,11 +64,11 @@ def prompt_text(tokenizer, messages: list[dict]) -> str:
     # END SOLUTION
 
 
-# %% tags=["exercise-6.2"]
+# %% tags=["exercise-6.1"]
 e06.prompt_text(prompt_text)
 
 # %% [markdown]
-# ## 6.3 Pad a batch
+# ## 6.2 Pad a batch
 #
 # Difficulty 2 of 5 · importance 5 of 5 · 10 minutes
 #
@@ -149,42 +111,50 @@ def pad_batch(rows: list[dict], pad_id: int) -> dict[str, list[list[int]]]:
     # END SOLUTION
 
 
-# %% tags=["exercise-6.3"]
+# %% tags=["exercise-6.2"]
 e06.pad_batch(pad_batch)
 
 # %% [markdown]
-# ## 6.4 Place the generation tag
+# ## 6.3 Place the generation tag
 #
 # Difficulty 3 of 5 · importance 4 of 5 · 15 minutes
 #
-# This ChatML template has no generation tag:
+# Models that always think have templates like this one. It writes the reasoning of a reply in front of its
+# content, and its generation prompt ends with `<think>` and a line break:
 #
 # ```
 # {%- for message in messages -%}
-# {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' -}}
+# {{- '<|im_start|>' + message.role + '\n' -}}
+# {%- if message.role == 'assistant' -%}
+# {{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}
+# {%- endif -%}
+# {{- message.content + '<|im_end|>' + '\n' -}}
 # {%- endfor -%}
-# {{- '<|im_start|>assistant\n' if add_generation_prompt -}}
+# {{- '<|im_start|>assistant\n<think>\n' if add_generation_prompt -}}
 # ```
 #
-# Write it again so that it renders the same text and `return_assistant_tokens_mask=True` grades every reply
-# with its end of turn, and nothing else.
+# It has no generation tag. Write it again so that it renders the same text and
+# `return_assistant_tokens_mask=True` grades, in every reply, all that the model writes behind what the server
+# sends, and nothing else.
 #
 # <details><summary>Hint 1</summary>
 #
-# One `{{- ... -}}` writes header, content, end of turn and line break at once. The tags can only stand
-# between two of them, so split it.
+# Read the last line: whatever stands in the generation prompt is sent by the server, so the model does not
+# write it. It writes the rest of the reply, up to and with its end of turn.
 #
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# Tags belong around the assistant's turns only: `{%- if message.role == 'assistant' -%} ... {%- else -%} ...
-# {%- endif -%}`.
+# One `{{- ... -}}` writes several things at once, and the tags can only stand between two of them. So split
+# what is sent from what is written, and split the line break from the end of turn. Only the assistant's turns
+# have tags: `{%- if message.role == 'assistant' -%} ... {%- else -%} ... {%- endif -%}`.
 #
 # </details>
 # <details><summary>Hint 3</summary>
 #
-# Inside: `{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}`. Keep `r` before the
-# opening quotes, so that Jinja sees `\n` as two characters.
+# In an assistant's turn: `{{- '<think>\n' -}}`, then `{%- generation -%}`, then reasoning, `'\n</think>\n\n'`,
+# content and `'<|im_end|>'`, then `{%- endgeneration -%}`. Keep `r` before the opening quotes, so that Jinja
+# sees `\n` as two characters.
 #
 # </details>
 
@@ -193,27 +163,31 @@ e06.pad_batch(pad_batch)
 def tagged_template() -> str:
     r"""The template above, with {% generation %} ... {% endgeneration %} in the right place.
 
-    For a user who says "Hi" and an assistant who says "Yes" the graded text is `Yes<|im_end|>`.
+    For an assistant who thinks "Easy." and says "Yes" the graded text is
+    `Easy.\n</think>\n\nYes<|im_end|>`, where each `\n` is a line break.
     """
     # BEGIN SOLUTION
     return r"""{%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\n' -}}
 {%- if message.role == 'assistant' -%}
-{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}
+{{- '<think>\n' -}}
+{%- generation -%}
+{{- message.reasoning_content + '\n</think>\n\n' + message.content + '<|im_end|>' -}}
+{%- endgeneration -%}
 {%- else -%}
 {{- message.content + '<|im_end|>' -}}
 {%- endif -%}
 {{- '\n' -}}
 {%- endfor -%}
-{{- '<|im_start|>assistant\n' if add_generation_prompt -}}"""
+{{- '<|im_start|>assistant\n<think>\n' if add_generation_prompt -}}"""
     # END SOLUTION
 
 
-# %% tags=["exercise-6.4"]
+# %% tags=["exercise-6.3"]
 e06.tagged_template(tagged_template)
 
 # %% [markdown]
-# ## 6.5 Cut behind a reply
+# ## 6.4 Cut behind a reply
 #
 # Difficulty 3 of 5 · importance 4 of 5 · 15 minutes
 #
@@ -256,26 +230,30 @@ def cut(
     # END SOLUTION
 
 
-# %% tags=["exercise-6.5"]
+# %% tags=["exercise-6.4"]
 e06.cut(cut)
 
 # %% [markdown]
-# ## 6.6 Right or refused
+# ## 6.5 Right or refused
 #
 # Difficulty 4 of 5 · importance 5 of 5 · 25 minutes
 #
 # Write prefix re-rendering that can be trusted. You get a template as a function: `render(messages)` gives
 # the tokens of a conversation, and `render(messages, add_generation_prompt=True)` what a server sends. Grade
-# each reply, from the first token behind its prompt to its end of turn, and nothing behind that. If a prompt
-# is not what the finished turn begins with, or a finished turn is not what the whole begins with, raise
-# `MaskError`.
+# each reply, from the first token behind its prompt to the first end of turn there, and nothing behind that.
 #
-# The tokens are words here, so you can look at them. Four templates to try are in `e06`: `steady`, `gapped`
-# (a line break behind each end of turn), `forgetful` and `thinking` (both rewrite something):
+# Raise `MaskError` if a prompt is not what the finished turn begins with, or if the turn, *up to its end of
+# turn*, is not what the whole begins with. What stands behind the end of turn may differ. It is no part of the
+# reply, and where it belongs to the prompt of a later reply, it is compared there.
+#
+# The tokens are words here, so you can look at them. Five templates to try are in `e06`: `steady`, `gapped`
+# (a line break behind each end of turn), `eager` (opens another reply, although nobody asked for one, as the
+# old Llama 3 template does), `forgetful` and `thinking` (both rewrite something). Draft 3 of the lecture takes
+# the last special token of the prefix for the end of turn, and `eager` shows why that is not enough.
 
 # %%
 messages = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 2."}]
-for template in (e06.steady, e06.gapped, e06.forgetful, e06.thinking):
+for template in (e06.steady, e06.gapped, e06.eager, e06.forgetful, e06.thinking):
     print(f"{template.__name__:<10} prompt:", *template(messages[:1], add_generation_prompt=True))
     print(f"{'':<10} whole: ", *template(messages))
 
@@ -288,12 +266,15 @@ for template in (e06.steady, e06.gapped, e06.forgetful, e06.thinking):
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# Both checks have the form `longer[: len(shorter)] == shorter`.
+# The reply ends behind the first `eot` behind the prompt: `until.index(eot, len(prompt)) + 1`, where `until`
+# is the turn's end.
 #
 # </details>
 # <details><summary>Hint 3</summary>
 #
-# The reply ends at the first `eot` behind the prompt: `whole.index(eot, len(prompt))`.
+# Two checks: `until` begins with the prompt, and up to the end of the reply `until` and the whole are the
+# same. To compare all of `until` would be too much: behind its end of turn `eager` writes a header, and where
+# a question follows, the whole does not have it.
 #
 # </details>
 
@@ -322,19 +303,19 @@ def reply_mask(render: Callable, messages: list[dict], eot: str) -> list[bool]:
         until = render(messages[: turn + 1])
         if until[: len(prompt)] != prompt:
             raise MaskError(f"turn {turn}: the reply changes its prompt")
-        if whole[: len(until)] != until:
+        end = until.index(eot, len(prompt)) + 1
+        if whole[:end] != until[:end]:
             raise MaskError(f"turn {turn}: later turns change it")
-        end = whole.index(eot, len(prompt)) + 1
         mask[len(prompt) : end] = [True] * (end - len(prompt))
     return mask
     # END SOLUTION
 
 
-# %% tags=["exercise-6.6"]
+# %% tags=["exercise-6.5"]
 e06.reply_mask(reply_mask)
 
 # %% [markdown]
-# ## 6.7 Find texts with marks
+# ## 6.6 Find texts with marks
 #
 # Difficulty 4 of 5 · importance 4 of 5 · 20 minutes
 #
@@ -403,8 +384,85 @@ def find_texts(render: Callable, messages: list[dict]) -> list[tuple[int, int]]:
     # END SOLUTION
 
 
-# %% tags=["exercise-6.7"]
+# %% tags=["exercise-6.6"]
 e06.find_texts(find_texts)
+
+# %% [markdown]
+# ## 6.7 Use a plan
+#
+# Difficulty 4 of 5 · importance 4 of 5 · 20 minutes
+#
+# A plan was made by watching a template run once (section 7 of the lecture). It holds what the template asked
+# and what it wrote:
+#
+# - `questions`, a list of `(k, question, answer)`: it asked `question(texts[k])` and got this answer.
+# - `pieces`, a list in the order of the text. A `str` is what the template wrote itself. `(k, step)` is a
+#   *hole*: here it wrote `step(texts[k])`. The step `str` leaves a text as it is.
+#
+# Two plans for a question and a reply, like those of Llama 3.1's and Qwen 3's templates:
+
+# %%
+for plan in (e06.LLAMA_PLAN, e06.QWEN_PLAN):
+    print(plan)
+for function in (e06.thinks, e06.unbroken):
+    print(f"{function.__name__}(text): {function.__doc__}")
+
+# %% [markdown]
+# Write the function that uses a plan for other texts, without the template. If every answer is what it was,
+# the template would take the same way again: fill the holes, and note where each of them lands. If an answer
+# differs, the template must run again: return None, even if the holes could be filled.
+#
+# An answer may be a number as well as yes or no. A text may have two holes or none, and it may hold anything,
+# also what looks like a hole.
+#
+# <details><summary>Hint 1</summary>
+#
+# Two loops, one after the other: first all questions, then all pieces. A step may fail on a text for which
+# the plan was not made.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `isinstance(piece, str)` tells what the template wrote itself from a hole.
+#
+# </details>
+# <details><summary>Hint 3</summary>
+#
+# Build the text piece by piece. What fills a hole is `step(texts[k])`; it starts at `len(text)`, before you
+# add it, and is as long as it is *after* the step.
+#
+# </details>
+
+
+# %%
+def use_plan(plan: e06.Plan, texts: list[str]) -> tuple[str, list[tuple[int, int, int]]] | None:
+    """What the template would write for `texts`, and for each hole (k, start, end) in it.
+
+    plan:  its questions and pieces, see above
+    texts: the contents of a chat of the same roles, message by message
+    returns None if an answer differs. The places are in the order of the text, ends half-open.
+
+    >>> use_plan(e06.QWEN_PLAN, ["Hi", "\\nYes"])
+    ('<user>Hi<end><assistant>Yes<end>', [(0, 6, 8), (1, 24, 27)])
+    >>> use_plan(e06.QWEN_PLAN, ["Hi", "<think>Easy.</think>Yes"]) is None
+    True
+    """
+    # BEGIN SOLUTION
+    if any(question(texts[k]) != answer for k, question, answer in plan.questions):
+        return None
+    text, places = "", []
+    for piece in plan.pieces:
+        if not isinstance(piece, str):
+            k, step = piece
+            piece = step(texts[k])
+            places.append((k, len(text), len(text) + len(piece)))
+        text += piece
+    return text, places
+    # END SOLUTION
+
+
+# %% tags=["exercise-6.7"]
+e06.use_plan(use_plan)
 
 # %% [markdown]
 # ## 6.8 Trained as served

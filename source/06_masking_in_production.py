@@ -24,8 +24,8 @@
 #   for a template that you have never seen;
 # - **build** batches, cut and pack long conversations without damaging the mask.
 #
-# About 75 minutes, with a good place for a break before section 9. CPU. The first run fetches four real
-# tokenizers; later runs work offline.
+# Two sittings of about 50 minutes: finding a mask (sections 1 to 8), then using it (9 to 13). CPU. The
+# first run fetches four real tokenizers; later runs work offline.
 
 # %% [markdown]
 # Four tokenizers with the templates that were published with them. Where one cannot be fetched, the
@@ -211,8 +211,9 @@ show.sample(sample, llama, title="the walkthrough in Llama 3.1's tokenizer")
 print(f"{len(sample)} tokens, {sample.graded_tokens} graded")
 
 # %% [markdown]
-# The 36 pieces that you counted by hand were words. The real tokenizer cuts some of them, so there are
-# more tokens and more graded positions; the graded ones are the reply and its end of turn, as before.
+# In lecture [02](02_conversation_to_tokens.ipynb) this chat has 36 tokens, cut by hand at words. The real
+# tokenizer cuts some words further, so there are more tokens and more graded positions; the graded ones
+# are the reply and its end of turn, as before.
 
 # %% [markdown]
 # ## 3 What a server sends
@@ -421,29 +422,82 @@ print(f"{sum(map(len, pair))} tokens in two samples, {len(ids(qwen, messages))} 
 #
 # You have now seen several masks that looked right. It is time to say what right *means*: **trained =
 # served.** Before each graded run stand the ids that a server sends, and the run is what the template
-# writes behind them, up to the end of turn. A comparison of ids checks it, for any sample from
-# anywhere:
+# writes behind them, up to the end of turn.
+#
+# That can be checked by comparing ids, without knowing how a mask was made. First what the labels
+# train: for each graded run, the ids before it and its own.
+
+# %%
+from itertools import groupby
+
+
+def runs(numbers, mask):
+    found, end = [], 0
+    for graded, part in groupby(mask):
+        start, end = end, end + len(list(part))
+        if graded:
+            found.append((numbers[:start], numbers[start:end]))
+    return found
+
+
+# %% [markdown]
+# Then what is served, from the template alone: for each reply, the ids that a server sends, and those
+# that the model is to write.
 
 
 # %%
-def trained_is_served(one, tokenizer, messages, **options):
-    for run in one.graded:
-        prompt = ids(tokenizer, messages[: run.message], add_generation_prompt=True, **options)
-        until = ids(tokenizer, messages[: run.message + 1], **options)
-        same_prompt = one.input_ids[: run.start] == prompt
-        same_reply = one.input_ids[: run.end] == until[: run.end]
-        if not (same_prompt and same_reply and until[run.end - 1] in special_ids(tokenizer)):
-            return False
-    return bool(one.graded)
+def served(tokenizer, messages, **options):
+    found = []
+    for k in [k for k, turn in enumerate(messages) if turn["role"] == "assistant"]:
+        prompt = ids(tokenizer, messages[:k], add_generation_prompt=True, **options)
+        until = ids(tokenizer, messages[: k + 1], **options)
+        if until[: len(prompt)] != prompt:
+            raise MaskError(f"turn {k}: the finished reply changes its own prompt")
+        reply = until[len(prompt) :]
+        stop = next(i for i, number in enumerate(reply) if number in special_ids(tokenizer))
+        found.append((prompt, reply[: stop + 1]))
+    return found
+
+
+# %% [markdown]
+# Trained = served if both are the same list: no reply missing, none too much, no token more or less.
+# Here is the judge, on samples that are right, and on the same samples with one label changed:
+
+
+# %%
+def trained(samples):
+    found = []
+    for one in samples:
+        found += runs(one.input_ids, [label != IGNORE_INDEX for label in one.labels])
+    return found
+
+
+def trained_is_served(samples, tokenizer, messages, **options):
+    return trained(samples) == served(tokenizer, messages, **options)
+
+
+# %%
+def damaged(one, position, label):
+    labels = [*one.labels]
+    labels[position] = label
+    return Sample(one.input_ids, labels, (), ())
 
 
 # %%
 rows = []
 for name, tokenizer in tokenizers.items():
-    found = training_samples(twice, tokenizer)
-    served = [trained_is_served(one, tokenizer, messages) for one in found]
-    rows.append({"template": name, "samples": len(found), "trained = served": str(served)})
-show.table(rows)
+    *others, one = training_samples(twice, tokenizer)
+    first, *_, last = [k for k, label in enumerate(one.labels) if label != IGNORE_INDEX]
+    made = {
+        "as made": one,
+        "end of turn masked": damaged(one, last, IGNORE_INDEX),
+        "header graded": damaged(one, first - 1, one.input_ids[first - 1]),
+    }
+    row = {"template": name, "samples": len(others) + 1}
+    for what, it in made.items():
+        row[what] = trained_is_served([*others, it], tokenizer, messages)
+    rows.append(row)
+show.table(rows, "is trained = served?")
 
 # %% [markdown]
 # ### Where it breaks: the clock
@@ -469,9 +523,9 @@ DATED = r"""{%- set today = date_string if date_string is defined else strftime_
 dated = with_template(llama, DATED)
 
 # %%
-trained = training_samples(WALKTHROUGH, dated, date_string="26 Jul 2024")[0]
+in_july = training_samples(WALKTHROUGH, dated, date_string="26 Jul 2024")
 for day in ("26 Jul 2024", "27 Jul 2024"):
-    same = trained_is_served(trained, dated, chat, date_string=day)
+    same = trained_is_served(in_july, dated, chat, date_string=day)
     prompt = ids(dated, question, add_generation_prompt=True, date_string=day)
     title = f"trained on 26 Jul 2024, served on {day}: trained = served is {same}"
     display(tail(dated, prompt[4:14], title))
@@ -602,33 +656,9 @@ print("replies:", [written[slice(*span)] for span in spans])
 # turns: the template has run once, and no prefix was rendered.
 
 # %%
-import re
-
-from course_utils.show.strips import Strip, picture
-from course_utils.show.tokens import Tokens
-from course_utils.tokenizers import special_pattern
-
-
-def cut(tokenizer, written):
-    """The special tokens, the holes and what stands between them."""
-    specials = special_pattern(special_tokens(tokenizer)).pattern
-    return [part for part in re.split(rf"({specials}|[\U000F0000-\U000FFFFD])", written) if part]
-
-
-# %%
-def plan(tokenizer, written, name, title):
-    """The strip of a marked text; `name` says what fills a hole."""
-    parts = cut(tokenizer, written)
-    holes = [ord(part[0]) - MARK for part in parts]
-    words = [f"⟨{name(k)}⟩" if k >= 0 else part for part, k in zip(parts, holes, strict=True)]
-    special = [part in special_tokens(tokenizer) for part in parts]
-    pieces = Tokens(words, None, [None] * len(words), special, noun="piece")
-    return picture([Strip(pieces, title, numbers=False)])
-
-
-# %%
 roles = ["user", "assistant"] * 2
-plan(llama, marked(llama, messages), lambda k: f"{roles[k]} {k}", "a plan: Llama 3.1, two turns")
+with_marks = marked(llama, messages)
+show.plan(with_marks, llama, lambda k: f"{roles[k]} {k}", title="a plan: Llama 3.1, two turns")
 
 # %% [markdown]
 # ### What a mark cannot see
@@ -715,7 +745,7 @@ show.table(list(events(record)), "what Qwen 3's template does with the texts, jo
 # With that the plan is complete:
 
 # %%
-plan(qwen, with_holes, lambda k: name_of(record, k), "a plan: Qwen 3, two turns")
+show.plan(with_holes, qwen, lambda k: name_of(record, k), title="a plan: Qwen 3, two turns")
 
 # %% [markdown]
 # A program that gets the same answers takes the same way. So for another chat of this shape there is no
@@ -741,7 +771,7 @@ last, its_holes = watch(
     conversation(*zip(roles, others["reasoning in the last reply"], strict=True))
 )
 title = "another answer, another plan: the last reply holds </think>"
-plan(qwen, its_holes, lambda k: name_of(last, k), title)
+show.plan(its_holes, qwen, lambda k: name_of(last, k), title=title)
 
 # %% [markdown]
 # (The 2s in the table count the parts that a text was split into.) The reply has been taken apart:
@@ -759,6 +789,12 @@ plan(qwen, its_holes, lambda k: name_of(last, k), title)
 
 
 # %%
+import re
+
+from course_utils.tokenizers import special_pattern
+
+
+# %%
 def encode_in_pieces(tokenizer, marked_text, values):
     numbers = []
     for piece in re.split(f"({special_pattern(special_tokens(tokenizer)).pattern})", marked_text):
@@ -771,6 +807,7 @@ def encode_in_pieces(tokenizer, marked_text, values):
     return numbers
 
 
+# %%
 numbers = encode_in_pieces(qwen, with_holes, record.values)
 print("as the whole in one:", numbers == ids(qwen, messages))
 
@@ -872,33 +909,8 @@ except MaskError as error:
 # %% [markdown]
 # ## 9 All ways side by side
 #
-# A good place for a break. Then: every way on the same two chats, judged by trained = served. The
-# judge asks the template for each reply's prompt and for what follows it, and compares ids.
-
-
-# %%
-def runs(numbers, mask):
-    """For each graded run: the ids before it, and its own."""
-    edges = [
-        k
-        for k in range(len(mask) + 1)
-        if bool(k < len(mask) and mask[k]) != bool(k and mask[k - 1])
-    ]
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return [(list(numbers[:start]), list(numbers[start:end])) for start, end in pairs]
-
-
-# %%
-def wanted(tokenizer, messages):
-    """For each reply: the ids that a server sends, and those that the model is to write."""
-    found = []
-    for k in [k for k, turn in enumerate(messages) if turn["role"] == "assistant"]:
-        prompt = ids(tokenizer, messages[:k], add_generation_prompt=True)
-        reply = ids(tokenizer, messages[: k + 1])[len(prompt) :]
-        stop = next(k for k, number in enumerate(reply) if number in special_ids(tokenizer))
-        found.append((prompt, reply[: stop + 1]))
-    return found
-
+# A good place for a break. Then: every way on the same three chats, judged by trained = served. For the
+# first four ways a sample is the whole text with a mask.
 
 # %%
 from course_utils.masking import token_labels
@@ -925,11 +937,7 @@ def ways(tokenizer, conversation):
         "prefixes, checked": lambda: runs(numbers, prefix_mask(tokenizer, turns)),
         "generation tag": lambda: runs(numbers, mask_by_tag(tokenizer, turns)),
         "marks, draft": lambda: runs(numbers, marks_mask(tokenizer, turns)),
-        "training_samples": lambda: [
-            pair
-            for one in training_samples(conversation, tokenizer)
-            for pair in runs(one.input_ids, [label != IGNORE_INDEX for label in one.labels])
-        ],
+        "training_samples": lambda: trained(training_samples(conversation, tokenizer)),
     }
 
 
@@ -951,15 +959,19 @@ templates = {
     "Qwen 3, published": qwen,
 }
 chats = {
+    "one turn": conversation(("user", "1+1?"), ("assistant", "2")),
+    "one turn, spaces": conversation(("user", " 1+1? "), ("assistant", " 2 ")),
     "two turns": twice,
-    "spaces around": conversation(("user", " 1+1? "), ("assistant", " 2 ")),
 }
+
+# %% [markdown]
+# **Predict first.** Which way will be wrong already on `1+1?` and `2`, one turn without anything odd?
 
 # %%
 rows = []
 for name, tokenizer in templates.items():
     for kind, one in chats.items():
-        expected = wanted(tokenizer, one.as_messages())
+        expected = served(tokenizer, one.as_messages())
         row = {"template": name, "chat": kind}
         rows.append(row | {w: verdict(way, expected) for w, way in ways(tokenizer, one).items()})
 
@@ -995,15 +1007,16 @@ board(
     [[row[name] for name in names] for row in rows],
     [f"{row['template']}: {row['chat']}" for row in rows],
     [name.replace(", ", ",\n").replace("_", "_\n").replace("tion ", "tion\n") for name in names],
-    (7.5, 4.6),
+    (7.5, 6.2),
     alt,
 )
 
 # %% [markdown]
 # Read it by columns. Counts are wrong for most templates and never say so. Checked prefixes refuse
 # where history is rewritten, and overlook the uninvited prompt behind a single reply. The tag is
-# right where somebody put it, and otherwise zero. The draft with marks fails where a text is changed
-# or looked at.
+# right where somebody put it, and otherwise zero. The draft with marks fails for two reasons: Llama and
+# Gemma trim the spaces that it fills in, and Qwen 3 writes a think block between header and content,
+# which the model is to write at serving and the draft does not grade.
 #
 # ### The libraries
 #
@@ -1022,10 +1035,20 @@ print(fill(", ".join(f"{name} {number}" for name, number in made.items()), 100))
 heads = survey["columns"]
 show.table([{"column": head, "path": path} for head, path in heads.items()])
 
+# %% [markdown]
+# Each situation was tried on up to five templates, 42 cases in all. A square shows the *worst* that
+# happened on any of them; the words are explained below, from bad to mild.
+
 # %%
-cells = [[row[head]["kinds"][0] for head in heads] for row in survey["cases"].values()]
-alt = f"{len(cells)} cases by {len(heads)} paths of libraries: a word for the worst finding."
-board(cells, list(survey["cases"]), [head.replace(" ", "\n") for head in heads], (11.5, 14), alt)
+severity = [*survey["kinds"], "ok"]
+situations = {}
+for name, row in survey["cases"].items():
+    situation = situations.setdefault(name.split(", ")[0], {head: "ok" for head in heads})
+    for head in heads:
+        situation[head] = min(situation[head], row[head]["kinds"][0], key=severity.index)
+cells = [list(row.values()) for row in situations.values()]
+alt = f"{len(cells)} situations by {len(heads)} paths of libraries: a word for the worst finding."
+board(cells, list(situations), [head.replace(" ", "\n") for head in heads], (11, 6.5), alt)
 
 # %%
 shown = {word for row in cells for word in row} - {"ok"}
@@ -1034,19 +1057,19 @@ show.table([{"word": kind, "means": words} for kind, words in meaning.items()])
 
 # %%
 rows = []
-for column, head in enumerate(heads):
-    words = [row[column] for row in cells]
+for head in heads:
+    words = [row[head]["kinds"][0] for row in survey["cases"].values()]
     row = {"path": head, "right": words.count("ok"), "or only a gap": words.count("gap")}
     row["refused or not for this"] = words.count("refused") + words.count("-")
     rows.append(row | {"wrong": len(words) - sum(list(row.values())[1:])})
 show.table(rows, f"of {len(cells)} cases")
 
 # %% [markdown]
-# Most paths are right, or off by a line break, where template and texts are ordinary; `hf` grades
-# nothing, since published templates carry no tag. A *gap* is mild: a line break that no server asks
-# for is graded, too. `control` is not mild: text that somebody typed became a turn, and few paths
-# withstand it. The cases were chosen by those who wrote the last column, so add your own, and **look
-# at a strip of your data, in your template, before you train.**
+# `hf` grades nothing, since published templates carry no tag. `control` is the finding to fear: text
+# that somebody typed became a turn, and few paths withstand it. `header` teaches the model to write
+# what the server sends; renderers and torchtune grade it with the reply. A *gap* is mild: a line break
+# that no server asks for is graded, too. The cases were chosen by those who wrote the last column, so
+# add your own, and **look at a strip of your data, in your template, before you train.**
 #
 # Do not believe a recording either. Some of the paths, as far as they are installed here, run now, on
 # every seventh case:
@@ -1085,8 +1108,15 @@ lanes = {
     for name, one in both.items()
 }
 show.masks([qwen.decode([number]) for number in both["grade"].input_ids], lanes)
+for name, one in both.items():
+    print(name, "trained = served:", trained_is_served([one], qwen, thought.as_messages()))
 
 # %% [markdown]
+# With `"mask"` the judge says no, and rightly: a server sends the question, and the answer is trained
+# behind the question *and* a thought that this model is not taught to write. That fits a server which
+# writes the thought by other means, and nothing else. It is a decision about serving, so it is yours
+# and never the default.
+#
 # **Predict first.** In a chat with a tool call, which of the call, the tool's output and the last reply are
 # graded, and in how many samples on Qwen 3?
 
@@ -1340,9 +1370,9 @@ for missing in ("attention_mask", "position_ids"):
 # ## 12 What it costs
 #
 # Masks are made once, and for a million conversations that still takes a while. Encoding has to be paid in any
-# case, so it is the unit. Five paths make ids and masks of the same 200 conversations with the tag's template.
-# **Predict first.** Order them: the tag, prefixes rendered anew, marks with Hugging Face's encoder, marks with a
-# fast one.
+# case, so it is the unit: `encode_batch` of the finished texts, without any mask. Four paths make ids and masks
+# of the same 200 conversations. **Predict first.** Order them: the tag, prefixes rendered anew, marks with
+# Hugging Face's encoder, marks with a fast one.
 
 # %%
 from time import perf_counter
@@ -1355,9 +1385,9 @@ from course_utils.rerendering import spans_by_rerendering
 many = load_conversations("../data/conversations.jsonl")[:200]
 turns = [one.as_messages() for one in many]
 written = [text(tagged, one) for one in turns]
-backend = tagged.backend_tokenizer
+backend, plain = tagged.backend_tokenizer, {"add_special_tokens": False}
 paths = {
-    "encoding alone": lambda: [x.ids for x in backend.encode_batch(written, False)],
+    "encoding alone": lambda: [x.ids for x in backend.encode_batch(written, **plain)],
     "marks, fast": lambda: list(samples_of(many, tagged, Options())),
     "marks, exact": lambda: list(samples_of(many, tagged, Options(fast=False))),
     "generation tag": lambda: [mask_by_tag(tagged, one) for one in turns],
@@ -1384,9 +1414,9 @@ plt.show()
 # %% [markdown]
 # The longest bars run a template for every conversation, the longest of all for every prefix, and so
 # grow with the square of the number of turns. Marks run it once for a shape, and what is left is
-# encoding; below 1 is possible, because the unit is Hugging Face's encoder.
+# encoding: with the same encoder as the unit ("exact") a little more than 1, with a faster one less.
 #
-# The fast one encodes with tiktoken, which is built for byte-level BPE, where it is installed. Two
+# The fast one is tiktoken, built for byte-level BPE, where it is installed. Two
 # tokenizers that are *nearly* the same would be the worst bug of this lecture. So it has to prove
 # itself, once for each tokenizer: the same ids for every entry of the vocabulary and for thousands of
 # mixtures of them. Gemma's is no byte-level BPE, so there is nothing to prove. The result is checked

@@ -138,6 +138,20 @@ def test_prepare_counts_and_names_what_it_refuses():
     lines = str(data).splitlines()
     assert lines[0].startswith("3 samples") and lines[0].endswith("7 conversations refused")
     assert len(lines) == 7 and lines[-1].strip().startswith("and 2 more")
+    assert all(line.count(f"endless-{i}") == 1 for i, line in enumerate(lines[1:6]))
+
+
+def test_prepare_says_what_it_cut():
+    long = conversation(*[("user", "Hi"), ("assistant", "Yes.")] * 2, id="long")
+    tokenizer = tiny_tokenizer("chatml")
+    whole = prepare([long], tokenizer).samples[0]
+    data = prepare(
+        [long, conversation(("user", "Hi"), id="q")], tokenizer, max_length=len(whole) - 1
+    )
+    lines = str(data).splitlines()
+    assert lines[0].startswith("1 sample, ") and lines[0].endswith("1 conversation refused")
+    dropped = len(whole) - data.tokens
+    assert lines[1] == f"  1 sample cut at the end of a turn; replies dropped: 1, tokens: {dropped}"
 
 
 def test_prepare_names_a_conversation_without_an_id_by_its_place():

@@ -10,15 +10,12 @@ from exercise_cells import solved, stubs
 from course_utils import IGNORE_INDEX, MaskError
 from course_utils.check import e06
 from course_utils.check.core import CheckFailed, NotAttempted
+from tools.build import ROOT
 
 pytest.importorskip("transformers")
 
 
 # --- right ---------------------------------------------------------------------------------------
-
-
-def double_bos(ids, bos):
-    return bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos
 
 
 def prompt_text(tokenizer, messages):
@@ -45,16 +42,18 @@ def pad_batch(rows, pad, pad_label=IGNORE_INDEX, left=False, mask_by_id=False):
     return batch
 
 
-PARTS = ("{{- '<|im_start|>' + m.role + '\\n' -}}", "{{- m.content -}}", "{{- '<|im_end|>' -}}")
-GAP, BEGIN, END = "{{- '\\n' -}}", "{%- generation -%}", "{%- endgeneration -%}"
-HEADER, CONTENT, STOP = PARTS
+HEADER, OPEN = "{{- '<|im_start|>' + m.role + '\\n' -}}", "{{- '<think>\\n' -}}"
+THOUGHT, CLOSE = "{{- m.reasoning_content -}}", "{{- '\\n</think>\\n\\n' -}}"
+CONTENT, STOP, GAP = "{{- m.content -}}", "{{- '<|im_end|>' -}}", "{{- '\\n' -}}"
+BEGIN, END = "{%- generation -%}", "{%- endgeneration -%}"
+WRITTEN = THOUGHT + CLOSE + CONTENT
 
 
 def template(assistant, others=HEADER + CONTENT + STOP + GAP):
     return (
         "{%- for m in messages -%}{%- if m.role == 'assistant' -%}" + assistant + "{%- else -%}"
         "" + others + "{%- endif -%}{%- endfor -%}"
-        "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
+        "{{- '<|im_start|>assistant\\n<think>\\n' if add_generation_prompt -}}"
     )
 
 
@@ -68,7 +67,16 @@ def cut(ids, labels, length, eot):
 
 
 def reply_mask(
-    render, messages, eot, *, header=False, gap=False, stop=True, last=False, check=(1, 2)
+    render,
+    messages,
+    eot,
+    *,
+    header=False,
+    gap=False,
+    stop=True,
+    last=False,
+    check=(1, 2),
+    all_of_it=False,
 ):
     whole = render(messages)
     mask = [False] * len(whole)
@@ -78,12 +86,29 @@ def reply_mask(
         until = render(messages[: turn + 1])
         if 1 in check and until[: len(prompt)] != prompt:
             raise MaskError("prompt")
-        if 2 in check and whole[: len(until)] != until:
+        end = until.index(eot, len(prompt)) + 1
+        compared = len(until) if all_of_it else end
+        if 2 in check and whole[:compared] != until[:compared]:
             raise MaskError("whole")
-        end = len(until) if gap else whole.index(eot, len(prompt)) + stop
+        end = len(until) if gap else end if stop else end - 1
         for position in range(len(prompt), min(end, len(whole))):
             mask[position] = True
     return mask
+
+
+def draft_3(render, messages, eot, special=re.compile("<.*>").fullmatch):
+    """As in the lecture: a turn ends with the last special token of its prefix."""
+    whole, graded = render(messages), set()
+    for turn in [turn for turn, m in enumerate(messages) if m["role"] == "assistant"]:
+        prompt = render(messages[:turn], add_generation_prompt=True)
+        until = render(messages[: turn + 1])
+        while not special(until[-1]):
+            until.pop()
+        for shorter, longer in ((prompt, until), (until, whole)):
+            if longer[: len(shorter)] != shorter:
+                raise MaskError(f"turn {turn}: what came before it has changed")
+        graded.update(range(len(prompt), len(until)))
+    return [position in graded for position in range(len(whole))]
 
 
 def find_texts(
@@ -140,6 +165,55 @@ def texts_between_marks(render, messages):
             raise MaskError("changed")
         places.append([start, end])
     return places
+
+
+def use_plan(
+    plan,
+    texts,
+    *,
+    same=lambda got, answer: got == answer,
+    asked=slice(None),
+    about=lambda k: k,
+    holes_first=False,
+    from_hole=lambda k, number: k,
+    length=lambda text, filled: len(filled),
+    take=True,
+    once=False,
+    last_edge=0,
+    order="text",
+    other=None,
+):
+    """A right answer; every option breaks one part of it."""
+
+    def answers_agree():
+        questions = plan.questions[asked]
+        return all(same(question(texts[about(k)]), answer) for k, question, answer in questions)
+
+    if not holes_first and not answers_agree():
+        return other
+    written, places, number = [], [], 0
+    for piece in plan.pieces:
+        if isinstance(piece, tuple):
+            k = from_hole(piece[0], number)
+            filled = piece[1](texts[k]) if take else texts[k]
+            start, number = sum(map(len, written)), number + 1
+            if not once or k not in [place[0] for place in places]:
+                places.append((k, start, start + length(texts[k], filled) - last_edge))
+            piece = filled
+        written.append(piece)
+    if holes_first and not answers_agree():
+        return other
+    return "".join(written), places if order == "text" else sorted(places)
+
+
+def plan_of_lists(plan, texts):
+    """The answers as one list; pieces cut at the holes; lists instead of tuples."""
+    if [q(texts[k]) for k, q, _ in plan.questions] != [answer for *_, answer in plan.questions]:
+        return None
+    filled = [p if type(p) is str else p[1](texts[p[0]]) for p in plan.pieces]
+    edges = [sum(map(len, filled[:number])) for number in range(len(filled) + 1)]
+    pieces = zip(plan.pieces, edges, edges[1:], strict=False)
+    return ["".join(filled), [[p[0], a, b] for p, a, b in pieces if type(p) is not str]]
 
 
 def check_served(
@@ -279,33 +353,36 @@ def pack_by_positions(samples, length, pad):
     return row
 
 
+PART_BY_PART = "".join(BEGIN + part + END for part in (THOUGHT, CLOSE, CONTENT, STOP))
 SOLVED, STUBS = solved("06_masking_in_production"), stubs("06_masking_in_production")
 # In the order of the exercises.
 NAMES = [
-    "double_bos",
     "prompt_text",
     "pad_batch",
     "tagged_template",
     "cut",
     "reply_mask",
     "find_texts",
+    "use_plan",
     "check_served",
     "encode_pieces",
     "pack_row",
 ]
 
 RIGHT = [
-    (e06.double_bos, double_bos),
-    (e06.double_bos, lambda ids, bos: bos is not None and ids[:2].count(bos) == 2),
     (e06.prompt_text, prompt_text),
     (e06.pad_batch, pad_batch),
     (e06.pad_batch, lambda rows, pad: tensors(pad_batch(rows, pad))),
-    (e06.tagged_template, lambda: template(HEADER + BEGIN + CONTENT + STOP + END + GAP)),
+    (e06.tagged_template, lambda: template(HEADER + OPEN + BEGIN + WRITTEN + STOP + END + GAP)),
+    (e06.tagged_template, lambda: template(HEADER + OPEN + PART_BY_PART + GAP)),
     (e06.cut, cut),
     (e06.cut, lambda *arguments: list(cut(*arguments))),
     (e06.reply_mask, reply_mask),
+    (e06.reply_mask, lambda *arguments: draft_3(*arguments, special="<end>".__eq__)),
     (e06.find_texts, find_texts),
     (e06.find_texts, texts_between_marks),
+    (e06.use_plan, use_plan),
+    (e06.use_plan, plan_of_lists),
     (e06.check_served, check_served),
     (e06.check_served, served_backwards),
     (e06.encode_pieces, encode_pieces),
@@ -427,7 +504,7 @@ def refuse_all(*arguments):
     raise MaskError("better not")
 
 
-# --- 6.7
+# --- 6.6
 
 
 def first_found(render, messages):
@@ -497,7 +574,68 @@ def another_error(function):
     return raising
 
 
-# --- 6.8 to 6.10
+# --- 6.7 to 6.10
+
+
+def filled_by_marks(plan, texts):
+    """Joins the pieces with marks and puts the texts in one after the other."""
+    right = use_plan(plan, texts)
+    if right is None:
+        return None
+    text, holes = "", []
+    for piece in plan.pieces:
+        if not isinstance(piece, str):
+            holes.append(piece)
+            piece = chr(0xF0000 + piece[0])
+        text += piece
+    for k, step in holes:
+        text = text.replace(chr(0xF0000 + k), step(texts[k]), 1)
+    return text, right[1]
+
+
+def filled_by_format(plan, texts):
+    right = use_plan(plan, texts)
+    if right is None:
+        return None
+    whole = "".join(piece if isinstance(piece, str) else "{}" for piece in plan.pieces)
+    return whole.format(*(step(texts[k]) for k, step in filter(holes, plan.pieces))), right[1]
+
+
+def searched_places(plan, texts):
+    """Looks for what fills a hole from the beginning of the text."""
+    right = use_plan(plan, texts)
+    if right is None:
+        return None
+    filled = [(k, step(texts[k])) for k, step in filter(holes, plan.pieces)]
+    found = [(k, right[0].index(part), part) for k, part in filled]
+    return right[0], [(k, start, start + len(part)) for k, start, part in found]
+
+
+def holes(piece):
+    return isinstance(piece, tuple)
+
+
+def without_questions(plan, texts):
+    return use_plan(plan, texts) if plan.questions else None
+
+
+def steps_in_place(plan, texts):
+    right = use_plan(plan, texts)
+    for number, piece in enumerate(plan.pieces):
+        if holes(piece):
+            plan.pieces[number] = piece[1](texts[piece[0]])
+    return right
+
+
+def raising_instead(plan, texts):
+    right = use_plan(plan, texts)
+    if right is None:
+        raise MaskError("an answer differs")
+    return right
+
+
+def plan_with(**options):
+    return with_options(use_plan, **options)
 
 
 def with_options(function, **options):
@@ -555,54 +693,47 @@ def unless_refused(function, arguments, instead):
         return instead
 
 
-HEADER_IN = template(BEGIN + HEADER + CONTENT + STOP + END + GAP)
-STOP_OUT = template(HEADER + BEGIN + CONTENT + END + STOP + GAP)
-GAP_IN = template(HEADER + BEGIN + CONTENT + STOP + GAP + END)
-EVERYONE = template(
-    HEADER + BEGIN + CONTENT + STOP + END + GAP, HEADER + BEGIN + CONTENT + STOP + END + GAP
+RIGHT_TURN = HEADER + OPEN + BEGIN + WRITTEN + STOP + END + GAP
+HEADER_IN = template(BEGIN + HEADER + OPEN + WRITTEN + STOP + END + GAP)
+OPEN_IN = template(HEADER + BEGIN + OPEN + WRITTEN + STOP + END + GAP)
+BREAK_IN = template(
+    HEADER + "{{- '<think>' -}}" + BEGIN + "{{- '\\n' -}}" + WRITTEN + STOP + END + GAP
 )
+CLOSE_OUT = template(
+    HEADER + OPEN + BEGIN + THOUGHT + END + CLOSE + BEGIN + CONTENT + STOP + END + GAP
+)
+CONTENT_ALONE = template(HEADER + OPEN + THOUGHT + CLOSE + BEGIN + CONTENT + STOP + END + GAP)
+THOUGHT_OUT = template(HEADER + OPEN + THOUGHT + BEGIN + CLOSE + CONTENT + STOP + END + GAP)
+THOUGHT_ALONE = template(HEADER + OPEN + BEGIN + THOUGHT + CLOSE + END + CONTENT + STOP + GAP)
+STOP_OUT = template(HEADER + OPEN + BEGIN + WRITTEN + END + STOP + GAP)
+GAP_IN = template(HEADER + OPEN + BEGIN + WRITTEN + STOP + GAP + END)
+EVERYONE = template(RIGHT_TURN, HEADER + BEGIN + CONTENT + STOP + END + GAP)
 SYSTEM_TOO = template(
-    HEADER + BEGIN + CONTENT + STOP + END + GAP,
+    RIGHT_TURN,
     "{%- if m.role == 'user' -%}"
     + (HEADER + CONTENT + STOP + GAP)
     + "{%- else -%}"
     + (HEADER + BEGIN + CONTENT + STOP + END + GAP)
     + "{%- endif -%}",
 )
-TRIMMED = template(HEADER + BEGIN + "{{- m.content | trim -}}" + STOP + END + GAP)
-OTHER_TEXT = template(HEADER + BEGIN + CONTENT + STOP + END)
-NO_TAG = template(HEADER + CONTENT + STOP + GAP)
-NOT_CLOSED = template(HEADER + BEGIN + CONTENT + STOP + GAP) + "{# endgeneration #}"
+TRIMMED = template(RIGHT_TURN.replace(CONTENT, "{{- m.content | trim -}}"))
+OTHER_TEXT = template(RIGHT_TURN.removesuffix(GAP))
+NO_THOUGHT = template(RIGHT_TURN.replace(THOUGHT + CLOSE, "{{- '</think>\\n\\n' -}}"))
+NO_TAG = template(RIGHT_TURN.replace(BEGIN, "").replace(END, ""))
+NOT_CLOSED = template(RIGHT_TURN.replace(END, "")) + "{# endgeneration #}"
+FOR_ALL = template(RIGHT_TURN, RIGHT_TURN)
 LAST_ONLY = template(
     HEADER
+    + OPEN
     + "{%- if loop.last -%}"
-    + BEGIN
-    + CONTENT
-    + STOP
-    + END
+    + (BEGIN + WRITTEN + STOP + END)
     + "{%- else -%}"
-    + CONTENT
-    + STOP
+    + (WRITTEN + STOP)
     + "{%- endif -%}"
     + GAP
 )
 
 WRONG = {
-    "bos: anywhere": (e06.double_bos, lambda i, b: i.count(b) > 1, "beginning only"),
-    "bos: any two equal": (
-        e06.double_bos,
-        lambda i, b: len(i) > 1 and i[0] == i[1],
-        "not the sequence start",
-    ),
-    "bos: one is enough": (e06.double_bos, lambda i, b: i[:1] == [b], "as it should be"),
-    "bos: never": (e06.double_bos, lambda i, b: False, "are the bug"),
-    "bos: short lists": (e06.double_bos, lambda i, b: i[0] == b and i[1] == b, "IndexError"),
-    "bos: 0 is false": (
-        e06.double_bos,
-        lambda i, b: bool(b) and i[:2] == [b, b],
-        "ask whether bos_id is None",
-    ),
-    "bos: just two": (e06.double_bos, lambda i, b: b is not None and i.count(b) == 2, "beginning"),
     "prompt: all but users are continued": (
         e06.prompt_text,
         lambda t, m: t.apply_chat_template(
@@ -670,7 +801,26 @@ WRONG = {
     ),
     "batch: end of turn masked": (e06.pad_batch, stop_masked, "stays graded"),
     "batch: rows changed": (e06.pad_batch, in_place, "changed its rows"),
-    "tag: header graded": (e06.tagged_template, lambda: HEADER_IN, "no header"),
+    "tag: header graded": (e06.tagged_template, lambda: HEADER_IN, "the server sends header"),
+    "tag: <think> graded": (e06.tagged_template, lambda: OPEN_IN, "<think> and line break"),
+    "tag: its line break graded": (e06.tagged_template, lambda: BREAK_IN, "and line break"),
+    "tag: </think> masked": (e06.tagged_template, lambda: CLOSE_OUT, "ends its reasoning itself"),
+    "tag: content alone": (e06.tagged_template, lambda: CONTENT_ALONE, "ends its reasoning itself"),
+    "tag: reasoning masked": (e06.tagged_template, lambda: THOUGHT_OUT, "writes the reasoning"),
+    "tag: reasoning alone": (e06.tagged_template, lambda: THOUGHT_ALONE, "with its end of turn"),
+    "tag: reasoning left out": (e06.tagged_template, lambda: NO_THOUGHT, "not change the text"),
+    "tag: reasoning of everybody": (
+        e06.tagged_template,
+        lambda: FOR_ALL,
+        "in the assistant's turns only",
+    ),
+    "tag: reasoning of everybody, added": (
+        e06.tagged_template,
+        lambda: FOR_ALL.replace(" -}}{{- m.content -}}", " + m.content -}}").replace(
+            "m.reasoning_content -}}", "'' + m.reasoning_content -}}"
+        ),
+        "only the assistant's messages have",
+    ),
     "tag: end of turn masked": (e06.tagged_template, lambda: STOP_OUT, "with its end of turn"),
     "tag: line break graded": (e06.tagged_template, lambda: GAP_IN, "no line break after"),
     "tag: users graded": (e06.tagged_template, lambda: EVERYONE, "graded are the replies"),
@@ -695,6 +845,12 @@ WRONG = {
     "mask: unchecked": (e06.reply_mask, mask_with(check=()), "rewrites its first reply"),
     "mask: prompt unchecked": (e06.reply_mask, mask_with(check=(2,)), "another prompt"),
     "mask: whole unchecked": (e06.reply_mask, mask_with(check=(1,)), "rewrites its first reply"),
+    "mask: draft 3": (e06.reply_mask, draft_3, "as in draft 3"),
+    "mask: all of the turn compared": (
+        e06.reply_mask,
+        mask_with(all_of_it=True),
+        "compare up to the end of turn",
+    ),
     "mask: refuses all": (e06.reply_mask, refuse_all, "MaskError"),
     "texts: first found": (e06.find_texts, first_found, "find marks"),
     "texts: next found": (e06.find_texts, next_found, "find marks"),
@@ -741,6 +897,97 @@ WRONG = {
     "texts: ValueError": (e06.find_texts, another_error(find_texts), "raised ValueError"),
     "texts: refuses all": (e06.find_texts, refuse_all, "count as you go"),
     "texts: nothing returned": (e06.find_texts, lambda *arguments: None, "is a return missing"),
+    "plan: never asked": (e06.use_plan, plan_with(asked=slice(0)), "must run again"),
+    "plan: first question alone": (
+        e06.use_plan,
+        plan_with(asked=slice(1)),
+        "compare answers with ==|the second answer",
+    ),
+    "plan: last question alone": (
+        e06.use_plan,
+        plan_with(asked=slice(-1, None)),
+        "the first answer differs",
+    ),
+    "plan: answers as truth": (
+        e06.use_plan,
+        plan_with(same=lambda got, answer: bool(got) == bool(answer)),
+        "both true",
+    ),
+    "plan: an answer is a yes": (
+        e06.use_plan,
+        plan_with(same=lambda got, answer: got),
+        "was False: the answers are the same",
+    ),
+    "plan: an answer is a no": (
+        e06.use_plan,
+        plan_with(same=lambda got, answer: not got),
+        "True and 2, as in the plan",
+    ),
+    "plan: is": (
+        e06.use_plan,
+        plan_with(same=lambda got, answer: got is answer),
+        "compare answers with ==",
+    ),
+    "plan: the first text asked": (e06.use_plan, plan_with(about=lambda k: 0), "about texts[k]"),
+    "plan: all texts asked": (
+        e06.use_plan,
+        lambda plan, texts: (
+            use_plan(plan, texts)
+            if all(q(text) == a for _, q, a in plan.questions for text in texts)
+            else None
+        ),
+        "about texts[k]",
+    ),
+    "plan: only texts with holes asked": (
+        e06.use_plan,
+        lambda plan, texts: use_plan(
+            e06.Plan(
+                [q for q in plan.questions if q[0] in {p[0] for p in plan.pieces if holes(p)}],
+                plan.pieces,
+            ),
+            texts,
+        ),
+        "without a hole count as well",
+    ),
+    "plan: filled before it asks": (
+        e06.use_plan,
+        plan_with(holes_first=True),
+        "ask all questions before",
+    ),
+    "plan: without questions": (e06.use_plan, without_questions, "a plan without questions"),
+    "plan: refuses all": (e06.use_plan, lambda plan, texts: None, "a plan without questions"),
+    "plan: holes counted": (
+        e06.use_plan,
+        plan_with(from_hole=lambda k, number: min(number, 1)),
+        "a text with two holes",
+    ),
+    "plan: steps not taken": (e06.use_plan, plan_with(take=False), "take the step"),
+    "plan: length before the step": (
+        e06.use_plan,
+        plan_with(length=lambda text, filled: len(text)),
+        "take the step",
+    ),
+    "plan: one place for each text": (e06.use_plan, plan_with(once=True), "so two places"),
+    "plan: ends included": (e06.use_plan, plan_with(last_edge=1), "half-open"),
+    "plan: places sorted": (e06.use_plan, plan_with(order="texts"), "in the order of the text"),
+    "plan: marks replaced": (e06.use_plan, filled_by_marks, "may look like a hole"),
+    "plan: format": (e06.use_plan, filled_by_format, "braces itself"),
+    "plan: places searched": (e06.use_plan, searched_places, "Hint: "),
+    "plan: False": (e06.use_plan, plan_with(other=False), "return None"),
+    "plan: MaskError": (e06.use_plan, raising_instead, "return None"),
+    "plan: text alone": (
+        e06.use_plan,
+        lambda plan, texts: (use_plan(plan, texts) or [None])[0],
+        "two things",
+    ),
+    "plan: spans without k": (
+        e06.use_plan,
+        lambda plan, texts: (
+            (got := use_plan(plan, texts)) and (got[0], [(a, b) for _, a, b in got[1]])
+        ),
+        "(k, start, end)",
+    ),
+    "plan: changed": (e06.use_plan, steps_in_place, "changed its plan"),
     "served: texts": (
         e06.check_served,
         served_with(differ=lambda a, b: e06.text_of(a) != e06.text_of(b)),
@@ -980,3 +1227,14 @@ def test_wrong_answers_are_refused_with_a_reason(name):
     assert re.search("|".join(map(re.escape, words.split("|"))), message), message
     assert message.startswith("Exercise 6.") and len(message) < 700, len(message)
     assert "\n" not in message and not isinstance(caught.value, NotAttempted)
+
+
+def test_the_template_in_the_text_is_the_one_of_the_check():
+    source = (ROOT / "source/06_masking_in_production.exercises.py").read_text("utf-8")
+    shown = "".join(f"# {line}\n" for line in e06.ALWAYS_THINKING.splitlines())
+    assert f"# ```\n{shown}# ```\n" in source
+
+
+def test_a_plan_is_shown_in_one_line():
+    for plan in (e06.LLAMA_PLAN, e06.QWEN_PLAN):
+        assert "\n" not in repr(plan) and len(repr(plan)) <= 100, repr(plan)

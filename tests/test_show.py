@@ -36,12 +36,19 @@ def words(picture) -> list[str]:
     ]
 
 
+def sample_tokenizer():
+    tokenizer = toy_tokenizer(["Hi."])
+    assert {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab())
+    return tokenizer
+
+
 def every_picture(walkthrough):
     sample, tokenizer = walkthrough
     yield show.strip(["Hi", " there", "\n\n", "a\tb", "<&>\"'", ""], [0, 1, 1, 0, 1, 0])
     yield show.strip(["x"] * len(KINDS), kinds=list(KINDS), numbers=False, title="<kinds>")
     yield show.sample(sample, tokenizer)
     yield show.masks(["a", "b"], {"one": [True, False], "<two>": [False, False]}, title="t & t")
+    yield show.plan(f"<|im_start|>{chr(0xF0001)}<", sample_tokenizer())
     yield show.all_families(WALKTHROUGH)
     yield show.all_modes(WALKTHROUGH)
     for family in FAMILIES:
@@ -210,6 +217,20 @@ def test_sample_of_a_real_tokenizer():
     assert "role" in kinds and "�" in "".join(lines)
     graded = [label != -100 for label in sample.labels]
     assert ["✓" in line for line in lines[:-1]] == graded
+
+
+def test_a_plan_has_special_tokens_and_holes_of_their_own():
+    hole = chr(0xF0000), chr(0xF0002)
+    marked = f"<|im_start|>user\n{hole[0]}{hole[1]} <|im_end|>"
+    picture = show.plan(marked, sample_tokenizer(), "text {}".format, title="A plan")
+    assert "⟨text 0⟩" in words(picture) and "⟨text 2⟩" in words(picture)
+    assert "6 pieces, 2 special" in picture.text and "graded" not in picture.text
+    assert "⟨0⟩" in show.plan(hole[0], sample_tokenizer()).text
+
+
+def test_a_plan_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing to show"):
+        show.plan("", sample_tokenizer())
 
 
 def test_tensors_and_numbers_count_as_masks():

@@ -14,14 +14,26 @@ from course_utils.check.core import (
     shorten,
 )
 from course_utils.check.e06_given import (
+    ALWAYS_THINKING,
+    BRACES_PLAN,
+    ECHO_PLAN,
+    LLAMA_PLAN,
+    LONG_PLAN,
+    MOVING_PLAN,
     QUESTION,
+    QWEN_PLAN,
+    REASONED,
     SERVED_CHAT,
+    THOUGHT_PLAN,
+    TOOL_PLAN,
     TWO_REPLIES,
+    Plan,
     Template,
     Toy,
     curious,
     doubling,
     dropping,
+    eager,
     forgetful,
     gapped,
     messages_of,
@@ -37,6 +49,12 @@ from course_utils.check.e06_given import (
 from course_utils.check.e06_given import (
     text_of as text_of,
 )
+from course_utils.check.e06_given import (
+    thinks as thinks,
+)
+from course_utils.check.e06_given import (
+    unbroken as unbroken,
+)
 from course_utils.masking import IGNORE_INDEX, MaskError
 
 BEGIN, PAD, EOT = 1, 0, 9
@@ -46,28 +64,8 @@ SERVE_HINT = (
 )
 
 
-def double_bos(function):
-    exercise = "6.1"
-    cases = [
-        ([BEGIN, BEGIN, 5, 6], BEGIN, True, "two sequence starts at the beginning are the bug."),
-        ([BEGIN, 5, 6], BEGIN, False, "one sequence start is as it should be."),
-        ([5, 5, 6], BEGIN, False, "two equal ids are no bug if they are not the sequence start."),
-        ([BEGIN, 5, 6, BEGIN, 7], BEGIN, False, "look at the beginning only: rows may be packed."),
-        ([BEGIN, 5, BEGIN, BEGIN, 7], BEGIN, False, "look at the beginning only."),
-        ([5, 6, 7], None, False, "a tokenizer without a sequence start has bos_id None."),
-        ([BEGIN], BEGIN, False, "a single id cannot be two sequence starts."),
-        ([], BEGIN, False, "an empty list is allowed."),
-        ([0, 0, 5], 0, True, "0 is an id like any other: ask whether bos_id is None."),
-        ([BEGIN, BEGIN, BEGIN, 5], BEGIN, True, "three of them are no better than two."),
-    ]
-    for numbers, bos, expected, hint in cases:
-        got = call(exercise, function, list(numbers), bos)
-        expect(exercise, got, expected, hint, call=f"double_bos({numbers}, {bos})")
-    passed(exercise)
-
-
 def prompt_text(function):
-    exercise = "6.2"
+    exercise = "6.1"
     begun = [*QUESTION, {"role": "assistant", "content": "It is"}]
     found = [*TWO_REPLIES[:3], {"role": "tool", "content": "2"}]
     for family in ("chatml", "llama3"):
@@ -86,7 +84,7 @@ def prompt_text(function):
 
 
 def pad_batch(function):
-    exercise = "6.3"
+    exercise = "6.2"
     short = {"input_ids": [BEGIN, 5, EOT], "labels": [IGNORE_INDEX, 5, EOT]}
     long = {"input_ids": [BEGIN, 5, 6, 7, EOT], "labels": [IGNORE_INDEX] * 3 + [7, EOT]}
     for rows, pad, hint in (
@@ -120,8 +118,9 @@ def pad_batch(function):
 
 
 def tagged_template(function):
-    exercise = "6.4"
+    exercise = "6.3"
     from jinja2.exceptions import TemplateError as JinjaError
+    from jinja2.exceptions import UndefinedError
 
     source = call(exercise, function)
     if not isinstance(source, str):
@@ -131,13 +130,14 @@ def tagged_template(function):
     if not re.search(r"{%-?\s*generation\s*-?%}", source):
         said = f"{shown} has no {{% generation %}} ... {{% endgeneration %}}"
         fail(exercise, said, "put the pair around what the model writes.")
-    tokenizer = toy("chatml")
+    tokenizer = copy.copy(toy("chatml"))
+    tokenizer.chat_template = ALWAYS_THINKING
     blanks = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": " 1+1?"},
-        {"role": "assistant", "content": " It is 2. "},
+        {"role": "assistant", "content": " It is 2. ", "reasoning_content": " Easy. "},
     ]
-    for messages, prompt in ((TWO_REPLIES, False), (QUESTION, True), (blanks, False)):
+    for messages, prompt in ((REASONED, False), (QUESTION, True), (blanks, False)):
         options = {"add_generation_prompt": prompt}
         expected = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         try:
@@ -152,26 +152,25 @@ def tagged_template(function):
                 **options,
             )
         except JinjaError as error:
-            fail(
-                exercise, f"{shown} raised {type(error).__name__}: {error}", "is every tag closed?"
-            )
+            hint = "is every tag closed?"
+            if isinstance(error, UndefinedError):
+                hint = "only the assistant's messages have reasoning_content."
+            fail(exercise, f"{shown} raised {type(error).__name__}: {error}", hint)
         hint = "the tags must not change the text; a dash inside a tag eats white space."
+        if got.count("<think>") > expected.count("<think>"):
+            hint = "the template above writes <think> in the assistant's turns only."
         if messages is blanks and "".join(got.split()) == "".join(expected.split()):
             hint = "the template above trims no text, so yours must not."
         expect(exercise, got, expected, hint, call="rendering with tagged_template()")
-        replies = [message["content"] for message in messages if message["role"] == "assistant"]
-        expect(
-            exercise,
-            _graded_texts(tokenizer, found["input_ids"], found["assistant_masks"]),
-            [f"{reply}<|im_end|>" for reply in replies],
-            "graded are the replies, each with its end of turn: no header, no line break after.",
-            call="grading with tagged_template()",
-        )
+        runs = _graded_texts(tokenizer, found["input_ids"], found["assistant_masks"])
+        written = _written_replies(tokenizer, messages)
+        hint = _tag_hint(runs)
+        expect(exercise, runs, written, hint, call="grading with tagged_template()")
     passed(exercise)
 
 
 def cut(function):
-    exercise = "6.5"
+    exercise = "6.4"
     ids = [BEGIN, 11, 12, EOT, 13, 14, EOT, 11, 12, EOT, 13, 14, 15, EOT]
     graded = {4, 5, 6, 10, 11, 12, 13}
     labels = [n if position in graded else IGNORE_INDEX for position, n in enumerate(ids)]
@@ -207,13 +206,18 @@ def cut(function):
 
 
 def reply_mask(function):
-    exercise = "6.6"
+    exercise = "6.5"
     system = [{"role": "system", "content": "Be brief."}]
-    for render in (steady, gapped):
+    for render in (steady, gapped, eager):
         for messages in (TWO_REPLIES[:2], TWO_REPLIES, system + TWO_REPLIES):
             shown = f"reply_mask({render.__name__}, {len(messages)} messages, '<end>')"
             arguments = (Template(render), copy.deepcopy(messages), "<end>")
             hint = "this template rewrites nothing, so every reply can be graded."
+            if render is eager and len(messages) > 2:
+                hint = (
+                    "behind a finished reply it writes <assistant>, and <user> if a question "
+                    "follows: compare up to the end of turn."
+                )
             got = _must_answer(exercise, function, arguments, shown, hint)
             expected = _expected_mask(render(messages))
             hint = _mask_hint(got, expected, render(messages))
@@ -234,7 +238,7 @@ def reply_mask(function):
 
 
 def find_texts(function):
-    exercise = "6.7"
+    exercise = "6.6"
     chat = messages_of("system: system", "user: 1+1?", "assistant: 2", "user: 2", "assistant: 2")
     blank = messages_of("user:  1+1? ", "assistant: 2")
     tool = messages_of("user: !4", "assistant: 4")
@@ -273,6 +277,71 @@ def find_texts(function):
         said = f"the template {render.__name__} {what}, and"
         arguments = (Template(render), copy.deepcopy(messages))
         _must_refuse(exercise, function, arguments, "find_texts", said, hint)
+    passed(exercise)
+
+
+def use_plan(function):
+    exercise = "6.7"
+    odd = ["\U000f0001 {1} %s (1, str)", "\U000f0000 {0} <user> (0, str)"]
+    closed = "<think>\nEasy.\n</think>\n\n2"
+    for name, plan, texts, hint in (
+        ("LLAMA_PLAN", LLAMA_PLAN, ["1+1?", "2"],
+         "a plan without questions can be used for all texts."),
+        ("QWEN_PLAN", QWEN_PLAN, ["1+1?", "2"],
+         "the answer is False and was False: the answers are the same."),
+        ("LLAMA_PLAN", LLAMA_PLAN, [" 1+1? ", "2\n"],
+         "take the step, and count what it gives: a place is as long as that."),
+        ("LLAMA_PLAN", LLAMA_PLAN, ["  ", "2"],
+         "what a step leaves nothing of has a place, too: it ends where it starts."),
+        ("QWEN_PLAN", QWEN_PLAN, ["What is </think>?", "2"],
+         "a question (k, ...) is about texts[k] and about no other."),
+        ("QWEN_PLAN", QWEN_PLAN, ["1+1?", "2"] * 2,
+         "nothing is asked about further texts, and they have no hole."),
+        ("a plan that splits a reply", THOUGHT_PLAN, ["1+1?", closed],
+         "a reply in two parts has two holes, so two places."),
+        ("a plan that writes a text twice", ECHO_PLAN, [" Hi ", "2"],
+         "a text with two holes has two places, each as its own step makes it."),
+        ("a plan with text 1 in front of text 0", MOVING_PLAN, ["1+1? ", "2", "Hi"],
+         "in a hole (k, step) k says which text, and the places are in the order of the text."),
+        ("a plan whose template writes braces", BRACES_PLAN, ["1+1?", "2"],
+         "a template may write braces itself: build the text piece by piece."),
+        ("LLAMA_PLAN", LLAMA_PLAN, odd,
+         "a text may look like a hole: go through plan.pieces, and replace nothing in the text."),
+        ("a plan for a text of 1000 characters", LONG_PLAN, ["x" * 1000, "2"],
+         "compare answers with ==: equal numbers need not be the same object."),
+    ):  # fmt: skip
+        shown = f"use_plan({name}, {shorten(texts, 60)})"
+        got = _run_plan(exercise, function, plan, texts, shown, hint)
+        if not isinstance(got, tuple | list) or len(got) != 2:
+            missing = " (is a return missing?)" if got is None else ""
+            if got is not None:  # None may be meant, and then it is the case's hint that helps
+                hint = "return two things, the text and the places of the holes."
+            elif plan is THOUGHT_PLAN:
+                hint = "the answers are True and 2, as in the plan, so it can be used."
+            fail(exercise, f"{shown} returned {shorten(got)}{missing}", hint)
+        text, places = _filled(plan, texts)
+        expect(exercise, got[0], text, hint, call=f"the text of {shown}")
+        found = [_pair(one) for one in got[1]] if isinstance(got[1], list | tuple) else got[1]
+        hint = _hole_hint(found, places) or hint
+        expect(exercise, found, places, hint, call=f"the places of {shown}")
+    for name, plan, texts, hint in (
+        ("QWEN_PLAN", QWEN_PLAN, ["1+1?", closed],
+         "an answer differs, so the template must run again, though the holes could be filled."),
+        ("a plan that splits a reply", THOUGHT_PLAN, ["1+1?", "2"],
+         "ask all questions before you fill a hole: a step may fail on other texts."),
+        ("a plan that splits a reply", THOUGHT_PLAN, ["1+1?", f"{closed}</think>"],
+         "compare answers with ==: 2 and 3 parts are both true, but not the same."),
+        ("a plan of two questions", TOOL_PLAN, ["<tool_response>", "2"],
+         "the first answer differs, and one is enough."),
+        ("a plan of two questions", TOOL_PLAN, ["1+1?", closed],
+         "the second answer differs, and one is enough."),
+        ("a plan that asks about text 2", MOVING_PLAN, ["1+1?", "2", "HI"],
+         "questions about a text without a hole count as well."),
+    ):  # fmt: skip
+        shown = f"use_plan({name}, {shorten(texts, 60)})"
+        got = _run_plan(exercise, function, plan, texts, shown, f"return None: {hint}")
+        if got is not None:
+            fail(exercise, f"{shown} returned {shorten(got)}", f"return None: {hint}")
     passed(exercise)
 
 
@@ -425,7 +494,12 @@ def _mask_hint(got, expected, words):
     """What the first wrong position is."""
     if not isinstance(got, list) or len(got) != len(expected):
         return "one boolean for each token of the whole conversation."
-    for word, have, want in zip(words, got, expected, strict=True):
+    for place, (word, have, want) in enumerate(zip(words, got, expected, strict=True)):
+        if have and not want and word == "<assistant>" and place == len(words) - 1:
+            return (
+                "nobody asked for the last <assistant>: a reply ends with the first end of turn "
+                "behind its prompt, not with the prefix's last special token, as in draft 3."
+            )
         if have and not want:
             return {
                 "<assistant>": "the header is sent by the server: render the prompt with it.",
@@ -435,6 +509,35 @@ def _mask_hint(got, expected, words):
             end = "the end of turn is graded: it teaches the model to stop."
             return end if word == "<end>" else f"{word!r} is part of a reply: grade every reply."
     return "compare both lists position by position."
+
+
+def _written_replies(tokenizer, messages):
+    """What the model writes in each reply: from the end of the served prompt to the end of turn."""
+    replies = []
+    for k, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt, until = (
+                tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=asked)
+                for part, asked in ((messages[:k], True), (messages[: k + 1], False))
+            )
+            assert until.startswith(prompt)
+            replies.append(until[len(prompt) :].removesuffix("\n"))
+    return replies
+
+
+def _tag_hint(runs):
+    """What the texts of the graded runs have too much or too little."""
+    if any(run.startswith("\n</think>") for run in runs):
+        return "the model writes the reasoning, too: grade it."
+    if any(run.startswith(("<|im_start|>", "assistant", "<think>", "\n")) for run in runs):
+        return "the server sends header, <think> and line break: the model writes none of them."
+    if any(run.endswith("\n") and "<|im_end|>" in run for run in runs):
+        return "the model stops at the end of turn: no line break after it is graded."
+    if runs and not any("<|im_end|>" in run for run in runs):
+        return "a reply is graded with its end of turn, which teaches the model to stop."
+    if runs and not any("</think>" in run for run in runs):
+        return "the model ends its reasoning itself: </think> and the line breaks are graded."
+    return "graded are the replies, all of them, from the reasoning to the end of turn."
 
 
 def _places(render, messages):
@@ -465,6 +568,38 @@ def _place_hint(got, text, messages):
             return "the end is half-open: text[start:end] is the text."
     if all(end - start == 1 for start, end in got):
         return "these are the places of the marks: count in the plain text."
+    return None
+
+
+def _run_plan(exercise, function, plan, texts, shown, hint):
+    """What `use_plan` returns; neither the plan nor the texts may be changed."""
+    given, mine = Plan([*plan.questions], [*plan.pieces]), list(texts)
+    got = _must_answer(exercise, function, (given, mine), shown, hint)
+    if (given, mine) != (plan, texts):
+        said = f"{shown} changed its plan or its texts"
+        fail(exercise, said, "a plan is used for many texts: build a new text.")
+    return got
+
+
+def _filled(plan, texts):
+    """The text of a plan, and (k, start, end) of each hole."""
+    written = [one if isinstance(one, str) else one[1](texts[one[0]]) for one in plan.pieces]
+    places = []
+    for number, piece in enumerate(plan.pieces):
+        if not isinstance(piece, str):
+            start = len("".join(written[:number]))
+            places.append((piece[0], start, start + len(written[number])))
+    return "".join(written), places
+
+
+def _hole_hint(got, places):
+    """What is wrong with the places, where it can be told."""
+    if not isinstance(got, list) or any(not isinstance(x, tuple) or len(x) != 3 for x in got):
+        return "one (k, start, end) for each hole."
+    if got == [(k, start, end - 1) for k, start, end in places]:
+        return "the end is half-open: text[start:end] is what fills the hole."
+    if len(got) == len(places) and got != places and all(one in places for one in got):
+        return "the places are in the order of the text."
     return None
 
 
@@ -620,7 +755,6 @@ def _plain_values(found):
 __all__ = [
     "check_served",
     "cut",
-    "double_bos",
     "encode_pieces",
     "find_texts",
     "pack_row",
@@ -628,4 +762,5 @@ __all__ = [
     "prompt_text",
     "reply_mask",
     "tagged_template",
+    "use_plan",
 ]

@@ -1,6 +1,7 @@
-"""What the exercises of lecture 06 are tried on: templates, a server and a tokenizer, all small."""
+"""What the exercises of lecture 06 are tried on: templates, plans, a server and a tokenizer."""
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 from course_utils.templates import chat_template
@@ -11,6 +12,24 @@ TWO_REPLIES = [
     {"role": "assistant", "content": "It is 2."},
     {"role": "user", "content": "And 4-2?"},
     {"role": "assistant", "content": "It is 2."},
+]
+
+
+# --- a template of models that always think -------------------------------------------------------
+
+ALWAYS_THINKING = r"""{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\n' -}}
+{%- if message.role == 'assistant' -%}
+{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}
+{%- endif -%}
+{{- message.content + '<|im_end|>' + '\n' -}}
+{%- endfor -%}
+{{- '<|im_start|>assistant\n<think>\n' if add_generation_prompt -}}"""
+
+THOUGHTS = {1: "One and one.", 3: "Four less two."}
+REASONED = [
+    message | ({"reasoning_content": THOUGHTS[k]} if k in THOUGHTS else {})
+    for k, message in enumerate(TWO_REPLIES)
 ]
 
 
@@ -31,6 +50,11 @@ def gapped(messages, add_generation_prompt=False):
     for word in steady(messages, add_generation_prompt):
         words += [word, "\\n"] if word == "<end>" else [word]
     return words
+
+
+def eager(messages, add_generation_prompt=False):
+    """Opens a reply behind whatever was said, asked for or not."""
+    return steady(messages, add_generation_prompt=True)
 
 
 def forgetful(messages, add_generation_prompt=False):
@@ -88,6 +112,82 @@ def doubling(messages):
 def moving(messages):
     """Writes what the system said at the end, and only there."""
     return _write(sorted(messages, key=lambda message: message["role"] == "system"))
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was noted while a template ran once on watched texts.
+
+    questions: (k, question, answer): it asked question(texts[k]) and got the answer
+    pieces:    in the order of the text: a str that it wrote itself, or a hole (k, step), where it
+               wrote step(texts[k])
+    """
+
+    questions: list
+    pieces: list
+
+    def __repr__(self):
+        return f"Plan({_shown(self.questions)}, {_shown(self.pieces)})"
+
+
+def _shown(value):
+    """The `repr`, with functions by their names."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    return value.__qualname__ if callable(value) else repr(value)
+
+
+def thinks(text):
+    """Does `</think>` stand in it?"""
+    return "</think>" in text
+
+
+def parts(text):
+    """How many parts are there, if it is split at `</think>`?"""
+    return text.count("</think>") + 1
+
+
+def from_tool(text):
+    """Does it begin with `<tool_response>`?"""
+    return text.startswith("<tool_response>")
+
+
+def unbroken(text):
+    """Without line breaks at its beginning."""
+    return text.lstrip("\n")
+
+
+def thought(text):
+    """The part in front of `</think>`, without `<think>` and the line breaks around it."""
+    return text.split("</think>")[0].replace("<think>", "").strip("\n")
+
+
+def behind_thought(text):
+    """The part behind `</think>`; there must be one."""
+    return text.split("</think>")[1].lstrip("\n")
+
+
+USER, REPLY, END = "<user>", "<end><assistant>", "<end>"
+LLAMA_PLAN = Plan([], [USER, (0, str.strip), REPLY, (1, str.strip), END])
+QWEN_PLAN = Plan([(1, thinks, False)], [USER, (0, str), REPLY, (1, unbroken), END])
+THOUGHT_PLAN = Plan(
+    [(1, thinks, True), (1, parts, 2)],
+    [USER, (0, str), REPLY, "<think>", (1, thought), "</think>", (1, behind_thought), END],
+)
+# Two questions about two texts.
+TOOL_PLAN = Plan(
+    [(0, from_tool, False), (1, thinks, False)], [USER, (0, str), REPLY, (1, unbroken), END]
+)
+# The second text stands first, next to the first; the third is asked about, and nowhere written.
+MOVING_PLAN = Plan([(2, str.isupper, False)], [(1, str), (0, str.strip), END])
+BRACES_PLAN = Plan([], ["{'tools': {}}", USER, (0, str), REPLY, (1, str), END])
+ECHO_PLAN = Plan([], [USER, (0, str), REPLY, (1, str), END, "<title>", (0, str.strip), END])
+LONG_PLAN = Plan([(0, len, 1000)], [USER, (0, str), REPLY, (1, str), END])
 
 
 # --- a server that gives ids ----------------------------------------------------------------------

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from course_utils.show.lanes import masks
 from course_utils.show.overviews import all_families, all_modes
-from course_utils.show.strips import rendered, sample, strip
+from course_utils.show.strips import plan, rendered, sample, strip
 from course_utils.show.style import PALETTE
 from course_utils.show.svg import Picture
 from course_utils.show.tables import Table, table
@@ -30,6 +30,7 @@ __all__ = [
     "all_families",
     "all_modes",
     "masks",
+    "plan",
     "rendered",
     "sample",
     "strip",

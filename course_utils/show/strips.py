@@ -1,7 +1,8 @@
 """The token strip: one box for each token, with its kind and whether it is graded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from course_utils.masking import Sample
 from course_utils.show import boxes, svg
@@ -18,6 +19,8 @@ from course_utils.show.style import (
 from course_utils.show.svg import MARGIN, WIDEST, Picture
 from course_utils.show.tokens import Tokens
 from course_utils.templates import Rendered
+from course_utils.tokenizers import special_pattern, special_tokens
+from course_utils.watching import FIRST_MARK, LAST_MARK
 
 
 def strip(
@@ -52,6 +55,25 @@ def sample(sample: Sample, tokenizer, *, title: str | None = None) -> Picture:
     "special". A token that is only part of a character is shown as �.
     """
     return picture([Strip(_tokens.of_sample(sample, tokenizer), title)])
+
+
+def plan(
+    marked: str, tokenizer, name: Callable[[int], str] = str, *, title: str | None = None
+) -> Picture:
+    """The strip of a marked text: special tokens, holes, and what else the template wrote.
+
+    marked: a template's output with the mark U+F0000 + k where text k belongs (see `watching`)
+    name:   what stands in hole k
+    """
+    specials = special_tokens(tokenizer)
+    marks = f"[{chr(FIRST_MARK)}-{chr(LAST_MARK)}]"
+    parts = re.split(f"({special_pattern(specials).pattern}|{marks})", marked)
+    parts = [part for part in parts if part]
+    words = [
+        f"⟨{name(ord(part) - FIRST_MARK)}⟩" if re.fullmatch(marks, part) else part for part in parts
+    ]
+    shown = _tokens.checked(words, special=[part in specials for part in parts])
+    return picture([Strip(replace(shown, noun="piece"), title, numbers=False)])
 
 
 @dataclass(frozen=True)
