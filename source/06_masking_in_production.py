@@ -1029,9 +1029,8 @@ import json
 from pathlib import Path
 
 survey = json.loads(Path("../data/recorded/masks.json").read_text("utf-8"))
-made = {"recorded": survey["date"]} if "date" in survey else {}
-made |= survey["versions"]
-print(fill(", ".join(f"{name} {number}" for name, number in made.items()), 100))
+used = (f"{name} {number}" for name, number in survey["versions"].items())
+print(fill(", ".join(used), 100))
 heads = survey["columns"]
 show.table([{"column": head, "path": path} for head, path in heads.items()])
 
@@ -1062,7 +1061,7 @@ for head in heads:
     row = {"path": head, "right": words.count("ok"), "or only a gap": words.count("gap")}
     row["refused or not for this"] = words.count("refused") + words.count("-")
     rows.append(row | {"wrong": len(words) - sum(list(row.values())[1:])})
-show.table(rows, f"of {len(cells)} cases")
+show.table(rows, f"of {len(survey['cases'])} cases")
 
 # %% [markdown]
 # `hf` grades nothing, since published templates carry no tag. `control` is the finding to fear: text
@@ -1107,7 +1106,7 @@ lanes = {
     f'reasoning="{name}"': [label != IGNORE_INDEX for label in one.labels]
     for name, one in both.items()
 }
-show.masks([qwen.decode([number]) for number in both["grade"].input_ids], lanes)
+display(show.masks([qwen.decode([number]) for number in both["grade"].input_ids], lanes))
 for name, one in both.items():
     print(name, "trained = served:", trained_is_served([one], qwen, thought.as_messages()))
 
