@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from course_utils.encoding import PieceEncoder
-from course_utils.layouts import Layout, is_mark
+from course_utils.plans import Layout, is_mark
 from course_utils.rerendering import MaskError
 from course_utils.watching import FIRST_MARK
 

@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 from course_utils.assembly import Assembly, Run
 from course_utils.conversation import Conversation
 from course_utils.encoding import PieceEncoder, encoder_of
-from course_utils.layouts import Layout, Planner, fill, is_mark
+from course_utils.layouts import Planner
+from course_utils.plans import Layout, fill, is_mark
 from course_utils.rerendering import (
     STEERED,
     MaskError,

@@ -14,8 +14,9 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from course_utils import layouts
 from course_utils.conversation import conversation
-from course_utils.layouts import Planner, fill, is_mark
+from course_utils.layouts import Planner
 from course_utils.masking import MaskError, render_template, training_samples
+from course_utils.plans import fill, is_mark
 from course_utils.tokenizers import toy_tokenizer
 from course_utils.watching import (
     FIRST_MARK,

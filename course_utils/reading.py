@@ -1,0 +1,226 @@
+"""Find in a marked text what belongs to which message, and that nothing of it is lost.
+
+A mark shows where a text stands. What the template made of a text (trimmed, split, joined) has a
+mark of its own, and the record says from which texts it comes.
+"""
+
+import re
+
+from course_utils.conversation import Conversation
+from course_utils.plans import Turn, fill, is_mark, refs
+from course_utils.rerendering import MaskError, rewritten, shown
+from course_utils.shapes import map_leaves
+from course_utils.watching import FIRST_MARK, Record, Unwatchable
+
+# Steps that keep a text but for the white space around it, or write it as JSON.
+KEEPING = {"strip", "lstrip", "rstrip", "_concatenate", "tojson", "join", "do_join", "do_format"}
+KEEPING |= {"do_mark_safe"}
+
+
+class Reader:
+    """Finds in a marked text what belongs to which message.
+
+    record:   the steps that the template took with the conversation's texts
+    owners:   for each text, the index of its message
+    specials: pattern of the tokenizer's special tokens
+
+    What has to be looked at again in every conversation gathers in `cut_texts` and `absent`; see
+    `Plan`.
+    """
+
+    def __init__(
+        self, record: Record, owners: list[int], conversation: Conversation, specials: re.Pattern
+    ):
+        self.record, self.owners, self.conversation = record, owners, conversation
+        self.specials, self.cut_texts, self.absent = specials, [], []
+        # For each value: the texts that it comes from, and whether it is the whole of them.
+        self.sources = [frozenset([number]) for number in range(len(record.texts))]
+        self.whole = [True] * len(record.texts)
+
+    def texts_of(self, mark: str) -> frozenset[int]:
+        """Which of the conversation's texts a mark comes from."""
+        number = ord(mark) - FIRST_MARK
+        while len(self.sources) <= number:
+            function, frozen = self.record.steps[len(self.sources) - len(self.owners)]
+            earlier = refs(frozen)
+            self.sources.append(frozenset().union(*(self.sources[n] for n in earlier)))
+            keeps = getattr(function, "__name__", "") in KEEPING or (
+                function.__name__ == "_call" and frozen[0].__name__ in KEEPING
+            )
+            self.whole.append(keeps and all(self.whole[n] for n in earlier))
+        return self.sources[number]
+
+    def marks(self, text: str, start: int, message: int, field: int | None = None) -> list[int]:
+        """Positions from `start` on of marks that come from this message (and this text)."""
+        return [
+            place
+            for place in range(start, len(text))
+            if is_mark(text[place])
+            and any(
+                self.owners[n] == message and field in (None, n) for n in self.texts_of(text[place])
+            )
+        ]
+
+    def fields(self, message: int) -> list[int]:
+        return [number for number, owner in enumerate(self.owners) if owner == message]
+
+    def turn(self, run, message: int, headers: bool) -> Turn:
+        """The positions of a reply in `run.text(message + 1)`, a marked text."""
+        before, prompt = run.text(message), run.text(message, prompt=True)
+        text = run.text(message + 1)
+        if not text.startswith(prompt):
+            raise MaskError(self.not_served(message, prompt, text))
+        if headers and not prompt.startswith(before):
+            raise MaskError(rewritten(message, *self.real(before, prompt), "the generation prompt"))
+        start = len(prompt)
+        marks = self.marks(text, start, message)
+        self.check_reply(text, start, message)
+        behind = marks[-1] + 1 if marks else start
+        stop, end = self.end_of_turn(text, behind, message)
+        head = len(before) if headers else None
+        return Turn(
+            message, head, start, self.answer(text, start, stop, message), stop, end, len(text)
+        )
+
+    def end_of_turn(self, text: str, behind: int, message: int) -> tuple[int, int]:
+        """Begin and end of the last special token behind the reply, or of all that follows it."""
+        found = list(self.specials.finditer(text, behind))
+        if not found:
+            return behind, len(text)
+        rest = text[found[-1].end() :]
+        if rest.strip():
+            raise MaskError(
+                f"turn {message}: after the end of turn the template writes "
+                f"{shown(fill(rest, self.record.values))}; it is unclear whether the model is to "
+                "write that. Change the template so that the end of turn comes last."
+            )
+        return found[-1].span()
+
+    def answer(self, text: str, start: int, stop: int, message: int) -> int:
+        """Behind the reasoning: behind the last </think>, or the last mark of the reasoning."""
+        position = start
+        if self.conversation[message].reasoning is not None:
+            reasoning = self.fields(message)[1]
+            own = [place for place in self.marks(text, start, message, reasoning) if place < stop]
+            later = [p for p in self.marks(text, start, message) if own and p > own[-1]]
+            if own:
+                position = later[0] if later else own[-1] + 1
+        closing = text.rfind("</think>", start, stop)
+        if closing >= 0:
+            closing += len("</think>")
+            while closing < stop and text[closing].isspace():
+                closing += 1
+        return max(position, closing)
+
+    def content_field(self, message: int) -> int:
+        """The number of a message's content, which comes first among its texts."""
+        return self.fields(message)[0]
+
+    def between(self, whole: str, proven: list[Turn], others: list[int]) -> list[Turn]:
+        """Turns of replies in the middle, by the pieces of template around them."""
+        if not others:
+            return []
+        spans = {}
+        for place, character in enumerate(whole):
+            if is_mark(character):
+                for number in self.texts_of(character):
+                    first, _ = spans.get(self.owners[number], (place, place))
+                    spans[self.owners[number]] = first, place
+
+        def around(message):
+            if not {message - 1, message, message + 1} <= set(spans):
+                raise Unwatchable(f"message {message} has no text between two others")
+            (_, before), (first, last), (following, _) = (
+                spans[message + step] for step in (-1, 0, 1)
+            )
+            inner = "".join("?" if is_mark(c) else c for c in whole[first : last + 1])
+            return whole[before + 1 : first], inner, whole[last + 1 : following]
+
+        seen = {
+            around(turn.message): (turn, *spans[turn.message])
+            for turn in proven
+            if turn.message + 1 in spans
+        }
+        turns = []
+        for message in others:
+            if around(message) not in seen:
+                raise Unwatchable(f"message {message} stands in pieces of template of its own")
+            turn, first, last = seen[around(message)]
+            left, right = spans[message][0] - first, spans[message][1] - last
+            head = None if turn.head is None else turn.head + left
+            after_reasoning = turn.answer + (left if turn.answer <= first else right)
+            turns.append(
+                Turn(
+                    message,
+                    head,
+                    turn.start + left,
+                    after_reasoning,
+                    turn.stop + right,
+                    turn.end + right,
+                    turn.after + right,
+                )
+            )
+        return turns
+
+    # --- nothing may be lost ---------------------------------------------------------------------
+
+    def check_reply(self, text: str, start: int, message: int) -> None:
+        """All texts of a reply must stand in what the model writes."""
+        for number in self.fields(message):
+            if number not in self.identities(message):
+                self.look_for(number, text, start, message)
+
+    def check_context(self, text: str, count: int) -> None:
+        """The text of every message that is not a reply must stand somewhere."""
+        for message in range(count):
+            if self.conversation[message].role != "assistant":
+                self.look_for(self.content_field(message), text, 0, message)
+
+    def look_for(self, number: int, text: str, start: int, message: int) -> None:
+        """Does the text stand there, whole? If not, every conversation's will be looked at."""
+        marks = self.marks(text, start, message, number)
+        pieces = [ord(text[place]) - FIRST_MARK for place in marks]
+        if not marks:
+            self.absent.append((message, number))
+        elif not any(self.whole[piece] for piece in pieces):
+            self.cut_texts.append((message, number, pieces))
+
+    def identities(self, message: int) -> set[int]:
+        """The numbers of the ids of a message's calls, which many templates leave out."""
+        found, number = set(), self.content_field(message) + 1
+        number += self.conversation[message].reasoning is not None
+        for call in self.conversation[message].tool_calls:
+            if "id" in call:
+                found.add(number)
+                number += 1
+            leaves = []
+            map_leaves(call["function"], leaves.append)
+            number += len(leaves)
+        return found
+
+    def real(self, *marked: str) -> list[str]:
+        return [fill(text, self.record.values) for text in marked]
+
+    def not_served(self, message: int, prompt: str, text: str) -> str:
+        return rewritten(message, *self.real(prompt, text), "adding the reply")
+
+
+def lost(message: int, role: str, text: str) -> str:
+    return (
+        f"turn {message}: the template drops or rewrites the text of the {role} turn, "
+        f"{shown(text)}. Put the text where the template renders it (a system text into the first "
+        "user turn, say), write it as the template does, or change the template."
+    )
+
+
+def check_kept(message: int, role: str, text: str, pieces: list[str]) -> None:
+    """A text that the template took apart: nothing but tags and white space may be missing."""
+    rest = text
+    for piece in sorted(
+        {piece.strip() for piece in pieces if piece.strip()}, key=len, reverse=True
+    ):
+        rest = rest.replace(piece, "\n", 1)
+    for tag in ("<think>", "</think>"):
+        rest = rest.replace(tag, "")
+    if rest.strip():
+        raise MaskError(lost(message, role, rest))
