@@ -21,7 +21,7 @@
 # - **run** the five steps of supervised fine-tuning and give a reason for every hyperparameter,
 # - **save** a checkpoint that stops wherever it is loaded and decoded greedily, and prove it.
 #
-# 40 minutes (about 2 of them computing) · two CPU cores or a GPU, the same code
+# 40 minutes (2 to 6 of them computing) · two CPU cores or a GPU, the same code
 
 # %% [markdown]
 # ## The whole flow
