@@ -160,8 +160,9 @@ class Assembly:
             raise MaskError(
                 f"turn {self.turn_of.get(edge)}: the reply's first characters "
                 f"{text[len(before) :][:15]!r} merge with the prompt into one token, so the model "
-                "would be trained on ids that no server sends. Strip the reply, or end the "
-                "template's generation prompt with a special token."
+                "would be trained on ids that no server sends. Strip the reply; or pass the option "
+                "with which the template is served (enable_thinking=False, say); or end its "
+                "generation prompt with a special token."
             )
         ends = self.encoder.ends(text)
         if len(before) in ends:

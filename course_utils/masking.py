@@ -543,6 +543,7 @@ def _check_prompts(rendered: Rendered, encoded: Encoded, tokenizer) -> None:
                 raise MaskError(
                     f"turn {span.turn}: the reply's first characters {span.text[:15]!r} merge with "
                     "the prompt into one token, so the model would be trained on ids that no "
-                    "server sends. End the template's generation prompt with a special token."
+                    "server sends. Strip the reply, or end the template's generation prompt with "
+                    "a special token."
                 )
         position += len(span.text)
