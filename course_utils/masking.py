@@ -6,6 +6,11 @@ logits are compared with label i + 1.
 
 The rule of this module: a mask is right or it is refused. Whatever cannot be located exactly raises
 `MaskError`, with the turn and the text.
+
+How the places are found in a template that nobody has read: `watching` runs it on watched texts,
+`reading` finds the replies in what it wrote, `layouts` makes that a plan for all conversations of
+one shape (`shapes`, `plans`). `assembly` and `encoding` turn a filled plan into ids. `rerendering`
+is the plain way, for templates that cannot be followed, and the reference in tests.
 """
 
 import gc

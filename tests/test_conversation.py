@@ -505,23 +505,36 @@ def test_import_is_instant():
 
 
 # Rooms in the order in which data flows; a room imports none that stands after it.
-ORDER = ["conversation", "templates", "tokenizers", "watching", "rerendering", "layouts"]
-ORDER += ["encoding", "assembly", "masking", "examples", "batching", "audit"]
+ORDER = ["conversation", "templates", "tokenizers", "watching", "rerendering"]
+ORDER += ["shapes", "plans", "reading", "layouts", "encoding", "assembly", "masking"]
+ORDER += ["examples", "batching", "audit"]
 MAY_IMPORT = {
     "conversation": set(),
     "templates": {"conversation"},
     "tokenizers": set(),
     "watching": set(),
     "rerendering": {"conversation", "templates", "tokenizers"},
-    "layouts": {"conversation", "tokenizers", "watching", "rerendering"},
+    "shapes": {"conversation"},
+    "plans": {"watching"},
+    "reading": {"conversation", "watching", "rerendering", "shapes", "plans"},
+    "layouts": {
+        "conversation",
+        "tokenizers",
+        "watching",
+        "rerendering",
+        "shapes",
+        "plans",
+        "reading",
+    },
     "encoding": {"tokenizers"},
-    "assembly": {"watching", "rerendering", "layouts", "encoding"},
+    "assembly": {"watching", "rerendering", "plans", "encoding"},
     "masking": {
         "conversation",
         "templates",
         "tokenizers",
         "watching",
         "rerendering",
+        "plans",
         "layouts",
         "encoding",
         "assembly",
