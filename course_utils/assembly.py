@@ -156,15 +156,16 @@ class Assembly:
         if ids[: len(alone)] == alone:
             return len(alone)
         text = _filled(*filling)
+        ends = self.encoder.ends(text)
         if is_start:
+            across = min((end for end in ends if end > len(before)), default=len(text))
             raise MaskError(
                 f"turn {self.turn_of.get(edge)}: the reply's first characters "
-                f"{text[len(before) :][:15]!r} merge with the prompt into one token, so the model "
-                "would be trained on ids that no server sends. Strip the reply; or pass the option "
-                "with which the template is served (enable_thinking=False, say); or end its "
+                f"{text[len(before) : across]!r} merge with the prompt into one token, so the "
+                "model would be trained on ids that no server sends. Strip the reply; or pass the "
+                "option with which the template is served (enable_thinking=False, say); or end its "
                 "generation prompt with a special token."
             )
-        ends = self.encoder.ends(text)
         if len(before) in ends:
             return sum(end <= len(before) for end in ends if end)
         raise MaskError(
