@@ -325,7 +325,8 @@ e06.reply_mask(reply_mask)
 #
 # A template is a program and may do anything with a text: trim it, leave it out, write it twice, look at it.
 # Render a second time without marks. If your text with the marks filled in is not that one, raise
-# `MaskError`; also if a mark is missing or stands there twice. The order is the template's affair.
+# `MaskError`; also if a mark is missing or stands there twice. A template may write
+# the messages in another order; what you return is in the order of the messages.
 #
 # Some templates are in `e06`; two more are tried.
 
@@ -412,8 +413,8 @@ for function in (e06.thinks, e06.unbroken):
 # the template would take the same way again: fill the holes, and note where each of them lands. If an answer
 # differs, the template must run again: return None, even if the holes could be filled.
 #
-# An answer may be a number as well as yes or no. A text may have two holes or none, and it may hold anything,
-# also what looks like a hole.
+# An answer may be a number as well as yes or no. A text may have two holes or none, and it may equal a piece
+# that the template wrote itself.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -472,7 +473,7 @@ e06.use_plan(use_plan)
 # Somebody hands you a sample, ids and labels. How it was made you do not know. Write the check that refuses
 # it unless every reply is trained behind exactly the ids that a server sends. Each reply is one run of labels
 # that are not -100; the first run belongs to the assistant's first message, and so on. Another number of runs
-# is refused as well.
+# is refused as well. (Where a run must end is the other half of trained = served; here you check its beginning.)
 #
 # You get the server as a function: `serve(messages, k)` gives the ids after which the model writes message k.
 # Two servers are in `e06`. The last line shows why it must be ids:

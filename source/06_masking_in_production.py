@@ -24,7 +24,7 @@
 #   for a template that you have never seen;
 # - **build** batches, cut and pack long conversations without damaging the mask.
 #
-# Two sittings of about 50 minutes: finding a mask (sections 1 to 8), then using it (9 to 13). CPU. The
+# Two sittings of about an hour each: finding a mask (sections 1 to 8), then using it (9 to 13). CPU. The
 # first run fetches four real tokenizers; later runs work offline.
 
 # %% [markdown]
@@ -260,7 +260,7 @@ print(f"{len(prepared.samples)} conversations, {turn_ends} ends of system and us
 print(f"in {taught} of them a label says what comes next")
 
 # %% [markdown]
-# In no case. Whatever the model writes there, it does not have from this fine-tuning.
+# In no case. No label says what the model should write there.
 
 # %% [markdown]
 # ## 4 Double BOS
@@ -286,8 +286,8 @@ for name, tokenizer in tokenizers.items():
 show.table(rows)
 
 # %% [markdown]
-# Two do: their templates write the sequence start, and the tokenizer adds its own to any text. A
-# pipeline that was tested with Qwen breaks the day it meets Gemma. The fix is one rule: **rendered
+# Two do: their templates write the sequence start, and the tokenizer adds its own to any text. (The
+# file of Llama 3 used here adds none, that of 3.1 does, so not even a family agrees.) A pipeline that was tested with Qwen breaks the day it meets Gemma. The fix is one rule: **rendered
 # text is always tokenized with `add_special_tokens=False`**; `apply_chat_template` does that itself
 # ([documentation](https://huggingface.co/docs/transformers/chat_templating)).
 #
@@ -414,9 +414,9 @@ for number, one in enumerate(pair, start=1):
 print(f"{sum(map(len, pair))} tokens in two samples, {len(ids(qwen, messages))} in one text")
 
 # %% [markdown]
-# In the first, where it is what the model has to write. In the second it is history, and Qwen 3's
-# server sends history without think blocks. The printed line is the price: earlier turns are read
-# again.
+# In the first, where it is what the model has to write. In the second it stands before the last
+# question, and there Qwen 3's template leaves think blocks out. The printed line is the price: earlier
+# turns are read again. (The think block is empty, so these samples teach to answer without thinking.)
 #
 # ### What a right mask is
 #
@@ -784,7 +784,7 @@ show.plan(its_holes, qwen, lambda k: name_of(last, k), title=title)
 # ## 8 From characters to tokens
 #
 # The plan says which *characters* are graded. You need tokens, and a tokenizer may merge across any
-# edge. But it never merges across a special token. So cut the marked text at the special tokens *that
+# edge. But none of these four merges across a special token. So cut the marked text at the special tokens *that
 # the template wrote*, fill each piece, and encode it by itself, as ordinary text:
 
 
@@ -965,7 +965,7 @@ chats = {
 }
 
 # %% [markdown]
-# **Predict first.** Which way will be wrong already on `1+1?` and `2`, one turn without anything odd?
+# **Predict first.** Which ways will fail already on `1+1?` and `2`, one turn without anything odd?
 
 # %%
 rows = []
@@ -1013,7 +1013,8 @@ board(
 
 # %% [markdown]
 # Read it by columns. Counts are wrong for most templates and never say so. Checked prefixes refuse
-# where history is rewritten, and overlook the uninvited prompt behind a single reply. The tag is
+# where history is rewritten or an uninvited prompt is gone again, and overlook it behind a single
+# reply. The tag is
 # right where somebody put it, and otherwise zero. The draft with marks fails for two reasons: Llama and
 # Gemma trim the spaces that it fills in, and Qwen 3 writes a think block between header and content,
 # which the model is to write at serving and the draft does not grade.
@@ -1036,7 +1037,7 @@ show.table([{"column": head, "path": path} for head, path in heads.items()])
 
 # %% [markdown]
 # Each situation was tried on up to five templates, 42 cases in all. A square shows the *worst* that
-# happened on any of them; the words are explained below, from bad to mild.
+# happened on any of them; the words are explained below the picture.
 
 # %%
 severity = [*survey["kinds"], "ok"]
@@ -1064,7 +1065,8 @@ for head in heads:
 show.table(rows, f"of {len(survey['cases'])} cases")
 
 # %% [markdown]
-# `hf` grades nothing, since published templates carry no tag. `control` is the finding to fear: text
+# `hf` grades nothing, since published templates carry no tag, and `hf clean` refuses everything, which
+# is honest and no mask. `control` is the finding to fear: text
 # that somebody typed became a turn, and few paths withstand it. `header` teaches the model to write
 # what the server sends; renderers and torchtune grade it with the reply. A *gap* is mild: a line break
 # that no server asks for is graded, too. The cases were chosen by those who wrote the last column, so
@@ -1127,7 +1129,8 @@ for one in training_samples(harmless, qwen):
 
 # %% [markdown]
 # The call is graded, since the model writes it; the tool's output never is. Two samples, because the
-# call has a think block while it is the last message.
+# call has an empty think block while it is the last message, and none afterwards. (A thought that was
+# really there would stay, since no question follows it.)
 #
 # And two fields of a message itself: `train=False` for a reply that the model should see and not
 # learn, and `weight` for one that should count more:
@@ -1411,8 +1414,8 @@ show.bars(list(ratios), list(ratios.values()), xlabel="times encoding alone (med
 plt.show()
 
 # %% [markdown]
-# The longest bars run a template for every conversation, the longest of all for every prefix, and so
-# grow with the square of the number of turns. Marks run it once for a shape, and what is left is
+# The tag runs a template for every conversation, and prefixes for every prefix, which grows with the
+# square of the number of turns. Marks run it once for a shape, and what is left is
 # encoding: with the same encoder as the unit ("exact") a little more than 1, with a faster one less.
 #
 # The fast one is tiktoken, built for byte-level BPE, where it is installed. Two
