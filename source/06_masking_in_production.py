@@ -24,7 +24,7 @@
 #   for a template that you have never seen;
 # - **build** batches, cut and pack long conversations without damaging the mask.
 #
-# Two sittings of about an hour each: finding a mask (sections 1 to 8), then using it (9 to 13). CPU. The
+# Two sittings of about 60 minutes each: finding a mask (sections 1 to 8), then using it (9 to 13). CPU. The
 # first run fetches four real tokenizers; later runs work offline.
 
 # %% [markdown]
