@@ -828,9 +828,11 @@ display(tail(chatml, steered, "apply_chat_template"))
 show.sample(safe, chatml, title="training_samples")
 
 # %% [markdown]
-# Three turns above, two below, as it should be: the holes are filled *after* the cut, so what stands
-# in them can never become special. That holds for every role. The output of a tool is text from
-# outside, too:
+# Three turns above, two below, as it should be. Two things are needed: the holes are filled *after* the
+# cut, and each piece is encoded with `split_special_tokens=True`, so that what stands in it counts as
+# text. That holds for every token which the tokenizer lists as *special*; markers that it lists as
+# ordinary added tokens, such as Qwen 3's `<think>` and `<tool_response>`, keep their single ids wherever
+# they stand, typed or not. The output of a tool is text from outside, too:
 
 # %%
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Lima"}}}
@@ -872,7 +874,7 @@ except ValueError as error:
     print("ValueError:", error)
 
 # %% [markdown]
-# Not together: either safe ids or a mask.
+# Not together: with the tag it is either safe ids or a mask.
 #
 # ### An edge inside a piece
 #
@@ -1465,7 +1467,7 @@ with TemporaryDirectory() as folder:
 # - Counts, tags and markers know some templates. Watched texts ask any template where it puts a text and what it
 #   asks of it, and the answers say for which other conversations that holds.
 # - Text from outside never becomes a special token if you cut at the template's own special tokens before you
-#   fill in. Labels come from the mask; cut only behind an end of turn.
+#   fill in, and encode each piece as ordinary text. Labels come from the mask; cut only behind an end of turn.
 #
 # Now do the [exercises](../exercises/06_masking_in_production.ipynb). Next comes lecture
 # [07](07_data_is_the_curriculum.ipynb): where the conversations come from.
