@@ -249,7 +249,8 @@ e06.cut(cut)
 # The tokens are words here, so you can look at them. Five templates to try are in `e06`: `steady`, `gapped`
 # (a line break behind each end of turn), `eager` (opens another reply, although nobody asked for one, as the
 # old Llama 3 template does), `forgetful` and `thinking` (both rewrite something). Draft 3 of the lecture takes
-# the last special token of the prefix for the end of turn, and `eager` shows why that is not enough.
+# the last special token of the prefix for the end of turn, and `eager` shows why that is not enough. One more
+# template is tried, which ends every turn twice.
 
 # %%
 messages = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 2."}]

@@ -28,7 +28,8 @@
 # first run fetches four real tokenizers; later runs work offline.
 
 # %% [markdown]
-# Four tokenizers with the templates that were published with them. Where one cannot be fetched, the
+# Four tokenizers with the templates that were published with them (Llama 3.1's without its date, which
+# section 5 comes back to). Where one cannot be fetched, the
 # cell says so and goes on with a toy tokenizer; what the text says about that template will then not
 # show.
 
@@ -442,7 +443,7 @@ def runs(numbers, mask):
 
 # %% [markdown]
 # Then what is served, from the template alone: for each reply, the ids that a server sends, and those
-# that the model is to write.
+# that the model is to write. In these four templates a reply ends at its first special token.
 
 
 # %%
@@ -1264,7 +1265,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# Each cross is one more reply in the data without an end of turn. `truncate` keeps fewer tokens and
+# Each cross is a length at which this conversation would end in half a reply. `truncate` keeps fewer tokens and
 # ends every time behind an end of turn. What it dropped is not lost from sight; the report says so:
 
 # %%

@@ -378,7 +378,6 @@ RIGHT = [
     (e06.cut, cut),
     (e06.cut, lambda *arguments: list(cut(*arguments))),
     (e06.reply_mask, reply_mask),
-    (e06.reply_mask, lambda *arguments: draft_3(*arguments, special="<end>".__eq__)),
     (e06.find_texts, find_texts),
     (e06.find_texts, texts_between_marks),
     (e06.use_plan, use_plan),
@@ -846,6 +845,11 @@ WRONG = {
     "mask: prompt unchecked": (e06.reply_mask, mask_with(check=(2,)), "another prompt"),
     "mask: whole unchecked": (e06.reply_mask, mask_with(check=(1,)), "rewrites its first reply"),
     "mask: draft 3": (e06.reply_mask, draft_3, "as in draft 3"),
+    "mask: last end of turn": (
+        e06.reply_mask,
+        lambda *arguments: draft_3(*arguments, special="<end>".__eq__),
+        "the first end of turn",
+    ),
     "mask: all of the turn compared": (
         e06.reply_mask,
         mask_with(all_of_it=True),

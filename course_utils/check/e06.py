@@ -39,6 +39,7 @@ from course_utils.check.e06_given import (
     messages_of,
     moving,
     plain_text,
+    sealed,
     serve,
     serve_thinking,
     steady,
@@ -208,7 +209,7 @@ def cut(function):
 def reply_mask(function):
     exercise = "6.5"
     system = [{"role": "system", "content": "Be brief."}]
-    for render in (steady, gapped, eager):
+    for render in (steady, gapped, eager, sealed):
         for messages in (TWO_REPLIES[:2], TWO_REPLIES, system + TWO_REPLIES):
             shown = f"reply_mask({render.__name__}, {len(messages)} messages, '<end>')"
             arguments = (Template(render), copy.deepcopy(messages), "<end>")
@@ -502,6 +503,7 @@ def _mask_hint(got, expected, words):
             )
         if have and not want:
             return {
+                "<end>": "a reply ends with the first end of turn behind its prompt.",
                 "<assistant>": "the header is sent by the server: render the prompt with it.",
                 "\\n": "the model stops at the end of turn and never writes what is behind it.",
             }.get(word, f"{word!r} is not written by the model.")

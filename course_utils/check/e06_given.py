@@ -57,6 +57,14 @@ def eager(messages, add_generation_prompt=False):
     return steady(messages, add_generation_prompt=True)
 
 
+def sealed(messages, add_generation_prompt=False):
+    """Ends every turn twice."""
+    words = []
+    for word in steady(messages, add_generation_prompt):
+        words += [word, word] if word == "<end>" else [word]
+    return words
+
+
 def forgetful(messages, add_generation_prompt=False):
     """Writes <think> into the last reply and leaves it out once another message follows."""
     words = steady(messages, add_generation_prompt)
