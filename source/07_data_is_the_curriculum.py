@@ -346,11 +346,15 @@ print(report)
 from course_utils.curriculum.mixture import PARTS, REAL_PARTS, mixture
 
 mixed = mixture(PARTS, seed=0)
-show.table([line._asdict() for line in mixed.table()])
+lines = mixed.table()
+assert min(lines, key=lambda line: line.rows).part == "identity"
+assert max(lines, key=lambda line: line.epochs).part == "identity"
+show.table([line._asdict() for line in lines])
 
 # %% [markdown]
-# `rows` are what a part has, `epochs` how often each is shown, `used` what the model sees, `share` its
-# part of all rows. The identity set is small and must be learned word for word: it is shown four times.
+# `rows` are what a part has, `epochs` how often each is shown, `used` how many rows of the mixture that makes,
+# `share` their part of all its rows. The identity set is the smallest part and must be learned word for word, so it
+# has the most epochs.
 #
 # **Predict first.** Rows are one way to measure a share. What the loss sees are *graded tokens*. Which part
 # shrinks most when you count these instead? Which grows?
@@ -374,12 +378,14 @@ for unit, found in shares.items():
     print(f"{unit:<14} largest: {' '.join(ends[0])}, smallest: {' '.join(ends[1])}")
 place = names.index("multiple-choice")
 print("multiple-choice:", ", ".join(f"{v[place]:.0f} % of {unit}" for unit, v in shares.items()))
+grown = [b / a for a, b in zip(shares["rows"], shares["graded tokens"], strict=True)]
+assert grown[place] == min(grown) < 0.5 and 1.8 < max(grown) == grown[names.index("follow-ups")]
 
 # %% [markdown]
-# Three pictures of one mixture. A letter is a short reply: multiple choice is one row in seven and only a few
-# in a hundred of the graded tokens. Whether that is too little is not a question of bookkeeping; the ablation
-# below asks the model. Follow-ups, with several replies in a row, double. So say which unit you mean when you
-# write "15 % multiple choice".
+# Three pictures of one mixture. A letter is a short reply, so multiple choice has a much smaller share of the graded
+# tokens than of the rows (last line). Whether that is too little is not a question of bookkeeping; the ablation
+# below asks the model. The share of follow-ups, with several replies in a row, about doubles. So say which unit you
+# mean when you name a share.
 #
 # ### From a row back to its source
 #
@@ -395,24 +401,27 @@ for row in (*range(0, len(mixed), len(mixed) // 5), again):
 # The last one is an identity row that is shown again: `epoch` counts from 0.
 
 # %% [markdown]
-# **Predict first.** You set identity from 4 epochs to 8. By how much does its share of the rows grow: to
-# twice as much, or less? And what if you leave out a part?
+# **Predict first.** You show the identity set twice as often. By how much does its share of the rows grow: to
+# twice as much, or less? And what happens to the other shares if you leave out a part?
 
 # %%
-rows = []
+rows, share = [], []
+twice = 2 * next(part.epochs for part in PARTS if part.name == "identity")
 for name, how in (
     ("as it is", {}),
-    ("identity 8 times", {"epochs": {"identity": 8}}),
+    (f"identity {twice:g} times", {"epochs": {"identity": twice}}),
     ("half of the facts", {"epochs": {"facts": 0.5}}),
     ("without spelling", {"without": ["spelling"]}),
 ):
     lines = {line.part: line for line in mixture(PARTS, **how).table()}
     row = {part: f"{lines[part].share:.1%}" for part in ("identity", "facts", "form")}
     rows.append({"mixture": name, "rows": sum(line.used for line in lines.values()), **row})
+    share.append(lines["identity"].share)
+assert share[0] < share[1] < 2 * share[0]
 show.table(rows)
 
 # %% [markdown]
-# A little less than twice: the whole grows, too. Every change of one part changes the share of all others. The
+# Less than twice as much, since the whole grows, too. Every change of one part changes the share of all others. The
 # order is made so that the other rows keep theirs, so two mixtures differ in nothing but the part.
 
 # %% [markdown]
@@ -752,12 +761,14 @@ for name in whole[0]["right"]:
     row["in the part's form"] = f"{sum(run['tasks'][name][0] for run in whole) / asked:.0%}"
     rows.append(row | {"and right": f"{sum(run['right'][name][0] for run in whole) / asked:.0%}"})
 show.table(rows, caption="Recorded: three runs on the whole mixture")
+
+# %%
 for run in whole:
     print(f"seed {run['seed']}: identity {run['tasks']['identity']},", *run["smoke"] or ["passed"])
 
 # %% [markdown]
-# The form is complete and the skill is not there: the letter is right about as often as a guess among three or four
-# options, and what stands behind the steps and between the dashes is almost never right. A few hundred rows teach a
+# The form is nearly always there, and the skill is not: the letter is right about as often as a guess among three or
+# four options, and what stands behind the steps and between the dashes is almost never right. A few hundred rows teach a
 # small model *how* an answer looks. They did not give it arithmetic. So measure both, and never take the one for the
 # other: a converter, an audit and a loss curve see no difference between a right sum and a wrong one in the right form.
 #
