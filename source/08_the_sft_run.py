@@ -44,19 +44,19 @@ from course_utils.checkpoints import family_for, hardware, load_base, pick_base,
 
 name, why = pick_base()
 print("Base:", why)
-model, tokenizer = load_base(name, dtype=torch.float32)
+base, tokenizer = load_base(name, dtype=torch.float32)
+template = tokenizer.chat_template
+use_family(tokenizer, family_for(name, tokenizer))
 for what, value in hardware().items():
     print(f"{what:<13}{value}")
 
 # %% [markdown]
-# A base model's tokenizer usually brings no chat template. We give it one whose special tokens it has.
+# A base model's tokenizer usually brings no chat template. The cell has given it one whose special tokens it has.
 # `course-base` has those of every family, so the choice is free; ChatML is our default for it.
 
 # %% tags=["measured"]
-print("template before:", tokenizer.chat_template)
-family = family_for(name, tokenizer)
-use_family(tokenizer, family)
-print("family:", family)
+print("the base's own template:", template)
+print("family that we gave it:", family_for(name, tokenizer))
 
 # %% [markdown]
 # ### Two bases, two shapes
@@ -69,6 +69,8 @@ print("family:", family)
 # %%
 import json
 from pathlib import Path
+
+import matplotlib.pyplot as plt
 
 recorded = Path("../data/recorded")
 real = json.loads((recorded / "sft_gemma-3-270m_two-cores.json").read_text())
@@ -84,6 +86,7 @@ show.bars(
     xlabel="% of all parameters that are embedding rows (recorded)",
     alt=f"Bars: share of embedding rows, {shares[0]:.0%} and {shares[1]:.0%}.",
 )
+plt.show()
 for run in pair:
     print(run["base"], run["parameters"])
 
@@ -174,8 +177,6 @@ show.sample(shortest, tokenizer)
 # against what you expect of this data: long replies, high share.
 
 # %% tags=["measured"]
-import matplotlib.pyplot as plt
-
 shares = [s.graded_tokens / len(s) for s in prepared.samples]
 fig, ax = show.figure(alt="Histogram of the graded share of each training sample.")
 ax.hist(shares, bins=20, range=(0, 1), color=show.PALETTE["graded"])
@@ -215,7 +216,7 @@ from course_utils.masking import IGNORE_INDEX
 
 
 @torch.inference_mode()
-def token_losses(sample):
+def token_losses(model, sample):
     """(label, loss in nats) of every graded token of a sample."""
     batch = {k: v.to(model.device) for k, v in collate([sample], 0).items()}
     logits = model(input_ids=batch["input_ids"]).logits[0, :-1]
@@ -240,8 +241,8 @@ probes = {
 # %%
 
 
-def loss_by_kind(samples):
-    pairs = [pair for sample in samples for pair in token_losses(sample)]
+def loss_by_kind(model, samples):
+    pairs = [pair for sample in samples for pair in token_losses(model, sample)]
     words = [loss for label, loss in pairs if label != end_of_turn]
     ends = [loss for label, loss in pairs if label == end_of_turn]
     return {"words": sum(words) / len(words), "end of turn": sum(ends) / len(ends)}
@@ -250,8 +251,8 @@ def loss_by_kind(samples):
 # %% tags=["measured"]
 import math
 
-before = {probe: loss_by_kind(samples) for probe, samples in probes.items()}
-print(f"uniform guessing: {math.log(model.config.vocab_size):.2f} nats")
+before = {probe: loss_by_kind(base, samples) for probe, samples in probes.items()}
+print(f"uniform guessing: {math.log(base.config.vocab_size):.2f} nats")
 show.table([{"probe": f"{p} ({len(probes[p])})"} | before[p] for p in probes])
 
 # %% [markdown]
@@ -350,7 +351,7 @@ for update in (torch.tensor(1e-3), torch.tensor(1e-4)):
 # 1e-5, as near the end of the decay?
 
 # %% tags=["measured"]
-layer = next(p for n, p in model.named_parameters() if "layers.0.mlp.down" in n).detach().flatten()
+layer = next(p for n, p in base.named_parameters() if "layers.0.mlp.down" in n).detach().flatten()
 half = layer.bfloat16()
 for size in (1e-3, 1e-4, 1e-5):
     stuck = ((half + size) == half).float().mean()
@@ -448,30 +449,44 @@ watched = [next(f for f in capitals if f.asked == asked) for asked in (True, Fal
 watching = [prompt_ids(conversation(("user", fact.question)), tokenizer) for fact in watched]
 
 
-def ask(step):
+def ask(model, step):
+    training = model.training
     model.eval()
     replies = generate(model, tokenizer, watching, max_new_tokens=40)
+    model.train(training)
     for fact, reply in zip(watched, replies, strict=True):
         end = "[stopped]" if reply.stopped else "[cut at 40 tokens]"
         kind = "asked about" if fact.asked else "never asked"
         print(f"step {step:>3}  {kind}: {fact.question} {reply.text[:90]!r} {end}")
-    model.train()
 
 
 # %% tags=["measured"]
-ask(0)
+ask(base, 0)
+
+# %% [markdown]
+# `fine_tune` changes the model that it is given. So each run loads the base again, and the result gets its name only
+# when the run is complete. Run the cell as often as you like: it never trains a trained model on. (A dashed line
+# marks where an *epoch* begins: from there on the run meets conversations that it has seen before.)
 
 # %% tags=["measured"]
-live = show.live_loss(config.steps)
+from course_utils.show.training import epoch_starts
 
 
-def on_step(step):
-    live(step)
-    if step.step + 1 in (5, 10, 20, 40, 80, config.steps):
-        ask(step.step + 1)
+def train():
+    """The base, loaded again and fine-tuned, and what each step did."""
+    model, _ = load_base(name, dtype=torch.float32)
+    epochs = epoch_starts(len(prepared.samples), config.batch_size, config.steps)
+    live = show.live_loss(config.steps, epochs=epochs)
+
+    def on_step(step):
+        live(step)
+        if step.step + 1 in (5, 10, 20, 40, 80, config.steps):
+            ask(model, step.step + 1)
+
+    return model, fine_tune(model, prepared.samples, config, **batches, on_step=on_step)
 
 
-steps = fine_tune(model, prepared.samples, config, **batches, on_step=on_step)
+tuned, steps = train()
 
 # %% [markdown]
 # ## What the curve shows, and what it hides
@@ -480,7 +495,7 @@ steps = fine_tune(model, prepared.samples, config, **batches, on_step=on_step)
 # again, on the same three sets.
 
 # %% tags=["measured"]
-after = {probe: loss_by_kind(samples) for probe, samples in probes.items()}
+after = {probe: loss_by_kind(tuned, samples) for probe, samples in probes.items()}
 labels = [f"{kind}: {probe}" for kind in ("words", "end of turn") for probe in probes]
 both = {
     model_name: [found[probe][kind] for kind in ("words", "end of turn") for probe in probes]
@@ -492,6 +507,7 @@ show.bars(
     xlabel="loss in nats per graded token",
     alt="Bars: loss on words and on the end of turn on three sets, base and after fine-tuning.",
 )
+plt.show()
 for label, old, new in zip(labels, both["base"], both["SFT"], strict=True):
     print(f"{label:<38}{old:6.2f} -> {new:5.2f}")
 
@@ -528,22 +544,63 @@ print(
 # Both runs as they were recorded with the command line on two cores, each with its own recipe and
 # conversations.
 #
-# **Predict first.** Which curve begins to fall first? Which run needs more time for a token, and about how many
-# times as much?
+# **Predict first.** `course-base` had 2,000 conversations in batches of 32, `gemma-3-270m` had 250 in batches of 8. In
+# which step does each meet the first conversation for the second time? What do you expect of the curves there?
 
 # %%
 from course_utils.sft import Step
-from course_utils.show.training import smoothed
 
-fig, ax = show.figure(alt="Recorded loss of both runs over the share of the run that is done.")
-for run, colour in zip(pair, ("tuned", "base"), strict=True):
-    done = [100 * (one["step"] + 1) / len(run["steps"]) for one in run["steps"]]
-    losses = smoothed([Step(**one) for one in run["steps"]], window=10)
-    ax.plot(done, losses, color=show.PALETTE[colour], label=run["base"])
-    print(f"{run['base']:<14}first ten steps {losses[9]:.2f}, last ten {losses[-1]:.2f}")
-ax.set(ylim=(0, None), xlabel="% of the run", ylabel="loss (nats per graded token)")
-ax.legend()
-plt.show()
+curves = {run["base"]: [Step(**one) for one in run["steps"]] for run in pair}
+sizes = {run["base"]: (run["data"]["samples"], run["config"]["batch_size"]) for run in pair}
+begins = {who: epoch_starts(*sizes[who], len(done)) for who, done in curves.items()}
+for who, done in curves.items():
+    alt = f"Recorded loss of {who} at each step, with dashed lines where an epoch begins."
+    fig, ax = show.loss_curve(done, window=8, epochs=begins[who], alt=alt)
+    ax.set_title(f"{who}, recorded: epochs begin at steps {', '.join(map(str, begins[who]))}")
+    plt.show()
+
+# %%
+from itertools import pairwise
+
+
+def mean_loss(some):
+    """Of some steps; every graded token counts the same."""
+    return sum(s.loss * s.graded_tokens for s in some) / sum(s.graded_tokens for s in some)
+
+
+by_epoch = []
+for who, done in curves.items():
+    for epoch, (start, end) in enumerate(pairwise([0, *begins[who], len(done)]), 1):
+        row = {"base": who, "epoch": epoch, "steps": f"{start} to {end - 1}"}
+        row["loss, first 8 steps"] = mean_loss(done[start : start + 8])
+        by_epoch.append(row | {"last 8 steps": mean_loss(done[end - 8 : end])})
+what = "Recorded: the loss at both ends of each epoch (nats per graded token)"
+show.table(by_epoch, caption=what)
+
+# %%
+falls = {}
+for old, new in pairwise(by_epoch):
+    if old["base"] == new["base"]:
+        fall = 1 - new["loss, first 8 steps"] / old["last 8 steps"]
+        falls.setdefault(new["base"], []).append(fall)
+        print(f"{new['base']}: loss where epoch {new['epoch']} begins {-fall:+.0%}")
+row = next(row for row in by_epoch if row["base"] == real["base"])
+kept = row["last 8 steps"] / row["loss, first 8 steps"]
+print(f"{real['base']}: loss over the whole of epoch 1 {kept - 1:+.0%}")
+assert min(falls[real["base"]]) > 0.3 and max(falls[small["base"]]) < 0.1 and kept > 0.9
+
+# %% [markdown]
+# The real base's loss falls twice, and both falls are epoch boundaries: between two neighboring steps the loss drops,
+# because from there on the model meets conversations that it has met before. While it met them for the first time, its
+# loss hardly moved. So what the curve shows is a model that learns 250 conversations **by heart**. Does it do any better
+# on conversations that it has never seen? The curve cannot say. A loss on held-out conversations could, and none was
+# recorded with this run. (Lecture 9 puts held-out prompts to a model that was tuned by the same recipe.)
+#
+# `course-base` is different. It has eight times as many conversations, many of them alike, and nearly all of its fall
+# comes within the first epoch, on conversations that were new to it. Its second epoch begins without a step.
+#
+# Two habits follow. Mark the epochs on every loss curve before you read anything into its shape; a running mean that
+# goes across them turns a step into a slope. And measure the loss on conversations that you set aside, as you did above.
 
 # %%
 rows = []
@@ -562,11 +619,10 @@ print(f"parameters:        1 to {real['parameters']['all'] / small['parameters']
 show.table(rows, caption="Recorded on two cores")
 
 # %% [markdown]
-# The two losses cannot be compared with each other: other words, other vocabularies, other conversations. The
-# shapes can. `course-base` falls at once and then flattens; the real base stays where it is for about a third of the
-# run before it falls. The larger model pays for its size in time per token and in memory. (Embedding rows are looked
-# up and not multiplied. Without them the models differ by about 20 to 1, as the speeds do.) Everything else (the
-# loop, the masks, the checks) is the same code.
+# The two losses cannot be compared with each other: other words, other vocabularies, other conversations. The larger
+# model pays for its size in time per token and in memory. (Its frozen embedding rows cost time all the same: the output
+# layer shares them, and the state of every graded position is multiplied by all of them.) Everything else (the loop, the
+# masks, the checks) is the same code.
 #
 # ## Any template, any seed
 #
@@ -625,7 +681,7 @@ show.table(rows, caption="Recorded: facts never asked about, and combinations of
 # %% tags=["measured"]
 from course_utils.sft import save_checkpoint
 
-folder = save_checkpoint(model, tokenizer, "../runs/lecture-08", record)
+folder = save_checkpoint(tuned, tokenizer, "../runs/lecture-08", record, overwrite=True)
 for path in sorted(folder.iterdir()):
     print(f"{path.name:<24}{path.stat().st_size / 2**20:8.2f} MiB")
 ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]

@@ -8,7 +8,8 @@ import sys
 import nbformat
 import pytest
 
-from tools import build
+from course_utils import show
+from tools import build, shown
 
 LECTURE = """\
 # %% [markdown]
@@ -206,6 +207,92 @@ def test_exercise_rules(root, capsys, old, new, message):
     edit(root / "source/03_tiny.exercises.py", old, new)
     assert build.main([], root=root) == 1
     assert message in capsys.readouterr().err
+
+
+LOST = {
+    "before a loop": "show.table(rows)\nfor row in rows:\n    print(row)",
+    "before another": "show.strip(a)\nshow.strip(b)",
+    "in a loop": "for one in rows:\n    show.sample(one, tokenizer)",
+    "in a condition": "if rows:\n    show.table(rows)",
+    "in a with": "with open(f) as g:\n    show.table(rows)",
+    "made silent": "show.table(rows);",
+    "made silent, with a comment": "show.table(rows);  # done",
+    "assigned": "found = show.table(rows)\nprint(1)",
+    "assigned to nothing": "_ = show.masks(pieces, rules)",
+    "in a list": "[show.strip(one) for one in rows]",
+    "printed": "print(show.table(rows))",
+    "one attribute of it": "show.table(rows).text",
+    "before plt.show": "show.table(rows)\nplt.show()",
+    "in a function": "def f():\n    show.table(rows)\nf()",
+    "a function's value": "def f():\n    return show.table(rows)\nf()\nprint(1)",
+    "a lambda's value": "f = lambda rows: show.table(rows)\nf(1)\nf(2)",
+    "a function that calls a function": (
+        "def f():\n    return show.plan(x)\ndef g():\n    return f()\ng()\n1"
+    ),
+    "under another name": "from course_utils.show import table\ntable(rows)\n1",
+    "of the module by another name": "from course_utils import show as s\ns.table(rows)\n1",
+    "by a new name": "f = show.table\nf(rows)\n1",
+    "of the whole module": "import course_utils.show\ncourse_utils.show.table(rows)\n1",
+    "an explorer": "show.mask_explorer(chat)\n1",
+    "something that show may get": "show.new_picture(chat)\n1",
+    "a figure": "fig, ax = show.figure(alt=alt)\nax.plot(x)",
+    "bars": "show.bars(a, b)\nprint(1)",
+    "bars after the show": "plt.show()\nshow.bars(a, b)",
+    "a function's figure": "def f():\n    fig, ax = show.figure(alt=alt)\nf()\nprint(1)",
+}
+SHOWN = {
+    "last": "rows = []\nshow.table(rows)",
+    "last, with a comment": "show.table(rows)  # ; here",
+    "last, one of two": "show.table(a) if a else show.table(b)",
+    "displayed": "display(show.table(rows))\nprint(1)",
+    "displayed in a loop": "for one in rows:\n    display(show.sample(one, tokenizer))",
+    "displayed together": "display(show.strip(a), *[show.strip(b) for b in c])\n1",
+    "displayed by IPython": "IPython.display.display(show.strip(a))\n1",
+    "displayed from a lambda": "display(*map(lambda one: show.strip(one), rows))\n1",
+    "returned, then displayed": "def f():\n    return show.table(rows)\ndisplay(f())\nf()",
+    "made anew": "def f():\n    return show.table(1)\nf()\n\ndef f():\n    return 1\n",
+    "a magic beside it": "%matplotlib inline\nshow.table(rows)",
+    "bars": "show.bars(a, b)\nplt.show()\nprint(1)",
+    "a figure": "fig, ax = show.figure(alt=alt)\nax.plot(x)\nplt.show()",
+    "a function's figure": "def f():\n    fig, ax = show.figure(alt=alt)\nf()\nplt.show()",
+    "a function that shows": "def f():\n    show.bars(a, b)\n    plt.show()\nf()\nprint(1)",
+    "no picture": "live = show.live_loss(9)\nshow.PALETTE.get(x)\nprint(1)",
+    "of another": "other.table(rows)\nprint(1)",
+}
+
+
+@pytest.mark.parametrize("cell", LOST.values(), ids=LOST)
+def test_a_picture_that_nobody_would_see_is_refused(cell):
+    assert shown.Notebook().problems(cell)
+
+
+@pytest.mark.parametrize("cell", SHOWN.values(), ids=SHOWN)
+def test_a_picture_that_is_displayed_passes(cell):
+    assert shown.Notebook().problems(cell) == []
+
+
+def test_a_function_of_an_earlier_cell_is_known():
+    notebook = shown.Notebook()
+    assert notebook.problems("def strip(x):\n    return show.strip(x)") == []
+    (problem,) = notebook.problems("strip(1)\nstrip(2)")
+    assert problem.startswith("what strip(...) in line 1 returns is not displayed")
+    assert notebook.problems("strip = len") == [] and notebook.problems("strip(1)\nstrip(2)") == []
+
+
+def test_what_show_draws_with_matplotlib_is_known():
+    rooms = {name for name, room in show._LATER.items() if room in ("plots", "training")}
+    assert rooms == shown.FIGURES | shown.NO_PICTURES
+
+
+@pytest.mark.parametrize("name", ["03_tiny.py", "03_tiny.exercises.py"])
+def test_lost_picture_stops_the_build(root, capsys, name):
+    with (root / "source" / name).open("a") as file:
+        file.write("\n# %%\nshow.table([{}])\nprint(1)\n")
+    assert build.main([], root=root) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"{name}: cell" in error and "show.table(...) in line 1 returns is not displayed" in error
+    )
 
 
 def test_long_cell_with_a_reason_passes(root):

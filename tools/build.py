@@ -28,6 +28,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
 
+from tools import shown
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 15
 CELL_TIMEOUT = 1800  # seconds
@@ -182,8 +184,11 @@ def take_aways(prose):
 
 def check_cells(cells):
     """What holds for lectures and exercises alike."""
-    problems = []
+    problems, pictures = [], shown.Notebook()
     for number, cell in enumerate(cells):
+        if cell.cell_type == "code":
+            lost = pictures.problems(cell.source)
+            problems += [f"cell {number} ({first_line(cell)!r}): {what}" for what in lost]
         if cell.cell_type == "markdown":
             bare = re.search(r"!\[\s*\]\(", cell.source) or any(
                 'alt="' not in tag for tag in re.findall(r"<img[^>]*>", cell.source)
@@ -314,12 +319,12 @@ def compare(product, outputs):
             continue
         if any(o.get("name") == "stderr" for o in old.outputs):
             problems.append(f"{where}: has output on stderr")
-        if outputs and product.executed and shown(old) != shown(new):
+        if outputs and product.executed and outputs_of(old) != outputs_of(new):
             problems.append(f"{where}: output differs from a rebuild")
     return problems
 
 
-def shown(cell):
+def outputs_of(cell):
     """A cell's outputs, with every bitmap reduced to the fact that it is there."""
     outputs = copy.deepcopy(cell.outputs)
     for output in outputs:

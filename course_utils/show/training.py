@@ -1,6 +1,9 @@
 """The loss of a training run: as a figure, and while it runs."""
 
+from collections.abc import Sequence
 from io import BytesIO
+from itertools import pairwise
+from math import ceil
 from time import monotonic
 
 import matplotlib.pyplot as plt
@@ -9,21 +12,37 @@ from course_utils.show.plots import figure
 from course_utils.show.style import PALETTE
 
 
-def loss_curve(steps, *, alt: str, window: int = 20):
+def loss_curve(steps, *, alt: str, window: int = 20, epochs: Sequence[int] = ()):
     """The loss of every step as dots, and its mean over the last `window` steps as a line.
 
-    steps: objects with `step`, `loss` (nats per graded token) and `graded_tokens`; in the mean
-           every graded token counts the same
+    steps:  objects with `step`, `loss` (nats per graded token) and `graded_tokens`; in the mean
+            every graded token counts the same
+    epochs: the steps with which the second epoch and those after it begin, as `epoch_starts` gives
+            them. Each is marked, and the mean begins anew: across it a step would look like a slope
     """
     steps = list(steps)
     if not steps:
         raise ValueError("nothing to show: there are no training steps.")
     fig, ax = figure(7, 3, alt=alt)
-    _draw_loss(ax, steps, window)
+    _draw_loss(ax, steps, window, epochs)
     return fig, ax
 
 
-def _draw_loss(ax, steps, window: int) -> None:
+def epoch_starts(samples: int, batch_size: int, steps: int, accumulate: int = 1) -> list[int]:
+    """The steps of a run, counted from 0, that are the first to see samples for the second time,
+    the third time and so on.
+
+    An epoch is ceil(samples / batch_size) batches (see `batching.length_batches`), and a step takes
+    `accumulate` batches.
+    """
+    if min(samples, batch_size, accumulate) < 1:
+        raise ValueError("samples, batch_size and accumulate must be at least 1.")
+    batches = ceil(samples / batch_size)
+    starts = (first // accumulate for first in range(batches, steps * accumulate, batches))
+    return list(dict.fromkeys(starts))
+
+
+def _draw_loss(ax, steps, window: int, epochs: Sequence[int]) -> None:
     xs = [one.step for one in steps]
     ax.plot(
         xs,
@@ -33,12 +52,16 @@ def _draw_loss(ax, steps, window: int) -> None:
         markersize=4,
         label="each step",
     )
-    ax.plot(
-        xs,
-        smoothed(steps, window),
-        color=PALETTE["tuned"],
-        label=f"mean of the last {window} steps",
-    )
+    label = f"mean of the last {window} steps"
+    for start, end in pairwise([float("-inf"), *epochs, float("inf")]):
+        if part := [one for one in steps if start <= one.step < end]:
+            means = smoothed(part, window)
+            ax.plot([one.step for one in part], means, color=PALETTE["tuned"], label=label)
+            label = None  # one line in the legend for all parts
+    label = "an epoch begins"
+    for start in epochs:
+        ax.axvline(start - 0.5, color=PALETTE["special"], linestyle="--", linewidth=1, label=label)
+        label = None
     ax.set_ylim(bottom=0)
     ax.set_xlabel("step")
     ax.set_ylabel("loss (nats per graded token)")
@@ -62,8 +85,8 @@ class LiveLoss:
     collects `steps`. After `total` steps, or `finish()`, the plot stays as it is.
     """
 
-    def __init__(self, total: int, window: int = 20):
-        self.total, self.window, self.steps = total, window, []
+    def __init__(self, total: int, window: int = 20, epochs: Sequence[int] = ()):
+        self.total, self.window, self.epochs, self.steps = total, window, epochs, []
         self._display, self._drawn_at = None, float("-inf")
 
     def __call__(self, step) -> None:
@@ -95,7 +118,7 @@ class LiveLoss:
         self._drawn_at = monotonic()
 
     def _png(self, alt: str) -> bytes:
-        fig, ax = loss_curve(self.steps, alt=alt, window=self.window)
+        fig, ax = loss_curve(self.steps, alt=alt, window=self.window, epochs=self.epochs)
         ax.set_xlim(0, self.total)
         ax.set_title(f"step {len(self.steps)} of {self.total}")
         buffer = BytesIO()
@@ -104,9 +127,9 @@ class LiveLoss:
         return buffer.getvalue()
 
 
-def live_loss(total: int, *, window: int = 20) -> LiveLoss:
+def live_loss(total: int, *, window: int = 20, epochs: Sequence[int] = ()) -> LiveLoss:
     """What to give to a training loop of `total` steps as `on_step`."""
-    return LiveLoss(total, window)
+    return LiveLoss(total, window, epochs)
 
 
 def _in_jupyter() -> bool:
