@@ -784,9 +784,13 @@ show.table(
 # %% [markdown]
 # ### Where last-turn-only came from
 #
-# Not from a default of Hugging Face, as is often told. TRL's trainer grades *everything* unless you
-# set [`assistant_only_loss=True`](https://huggingface.co/docs/trl/sft_trainer). But there was a
-# collator for it, `DataCollatorForCompletionOnlyLM`, since removed
+# Not from a default of Hugging Face, as is often told. What TRL's trainer grades by default depends on
+# [how the data are laid out](https://huggingface.co/docs/trl/sft_trainer). In rows of a `prompt` and a
+# `completion` it grades the completion, the whole of it. In rows of `messages` or of plain `text` it grades
+# *everything*, unless you set `assistant_only_loss=True` for the former. (So a chat whose earlier turns
+# were put into the `prompt` is graded on its last reply only, but then it is the data that say so.)
+#
+# Last-turn-only came from a collator, `DataCollatorForCompletionOnlyLM`, since removed
 # ([#3704](https://github.com/huggingface/trl/pull/3704)). Given only a response template, it looked
 # for that template in the ids, and its loop kept the *last* place that it found. In essence:
 
