@@ -856,26 +856,36 @@ for name, numbers in (
     print(f"{name}: {sum(number in special_ids(qwen) for number in numbers)} special tokens")
 
 # %% [markdown]
-# transformers can do this as well: `sanitize_control_tokens=True` breaks such text up. (It cuts in
-# other places, so the ids of that text differ; neither has a special token there.) **Predict first.**
-# Can you have it together with the mask?
+# Newer versions of transformers can do this as well: `sanitize_control_tokens=True` breaks such text up. (It
+# cuts in other places, so the ids of that text differ; neither has a special token there.) An older version
+# takes any option that it does not know for a variable of the template, and leaves the typed tokens special
+# without a word. So ask first whether yours has it.
+#
+# **Predict first.** Can you have it together with the mask?
 
 # %%
-print("transformers", transformers.__version__)
-cleaned = ids(chatml, typed.as_messages(), sanitize_control_tokens=True)
-print("special tokens:", [sum(n in special_ids(chatml) for n in x) for x in (steered, cleaned)])
-try:
-    tagged.apply_chat_template(
-        typed.as_messages(),
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        sanitize_control_tokens=True,
-    )
-except ValueError as error:
-    print("ValueError:", error)
+import inspect
+
+safe_option = {"sanitize_control_tokens": True}
+has_it = safe_option.keys() <= inspect.signature(chatml.apply_chat_template).parameters.keys()
+print(f"transformers {transformers.__version__} has sanitize_control_tokens: {has_it}")
+
+# %%
+options = {**safe_option, "return_dict": True, "return_assistant_tokens_mask": True}
+if has_it:
+    cleaned = ids(chatml, typed.as_messages(), **safe_option)
+    counts = [sum(n in special_ids(chatml) for n in found) for found in (steered, cleaned)]
+    print(f"special tokens: {counts[0]}, sanitized {counts[1]}")
+    try:
+        tagged.apply_chat_template(typed.as_messages(), **options)
+        print("together with the mask: accepted")
+    except ValueError as error:
+        print("together with the mask: ValueError:", error)
+else:
+    print("nothing to try: this version would ignore the option")
 
 # %% [markdown]
-# Not together: with the tag it is either safe ids or a mask.
+# In the version that the course was made with, not together: with the tag it is either safe ids or a mask.
 #
 # ### An edge inside a piece
 #
