@@ -198,59 +198,70 @@ def labels_of(ids: list[int], offsets: list[tuple[int, int]], mask: list[bool]) 
 e04.labels_of(labels_of)
 
 # %% [markdown]
-# ## 4.5 Straddling tokens
+# ## 4.5 Move the edge, or refuse
 #
 # Difficulty 3 of 5 · importance 4 of 5 · 12 minutes
 #
-# Return the mask of the tokens, and refuse a token that straddles, with one exception: if the only
-# masked characters in it are white space *in front of* graded ones, take that white space into the
-# graded run (as the lecture did for " yes").
+# A template writes a prompt, and the reply follows. The sample is cut into tokens as a whole; a server
+# cuts the prompt alone. The model is trained on what it will be served only if **the tokens of the
+# prompt alone are the first tokens of the sample**. A token that straddles the edge breaks that.
+#
+# Where it is broken, white space at the end of the prompt may go to the reply, as little of it as will
+# do (the lecture moved the space of " yes"). If that does not help, refuse.
+#
+# `e04.cut` is the lecture's stand-in for a tokenizer. The check cuts in other ways, too.
 #
 # <details><summary>Hint 1</summary>
 #
-# A token has three honest cases: no character graded, all graded, some graded. Only the third needs
-# thought.
+# `cut(prompt)` is what a server sends, `cut(prompt + reply)` is what is trained on. Compare the first
+# with the beginning of the second.
 #
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# In the third case, leave the white space at the token's start away: `text[start:end].lstrip()` tells
-# you how much is left. All of what is left must be graded.
+# Try one edge after the other: the prompt as it is, then without its last character, and so on, as
+# long as you leave out nothing but white space. The first edge that fits is the answer.
 #
 # </details>
 
 
 # %%
-def token_mask(text: str, mask: list[bool], offsets: list[tuple[int, int]]) -> list[bool]:
-    """For each token: is it graded?
+from collections.abc import Callable
 
-    mask:    one per character of `text`
-    offsets: (start, end) of each token's characters, end excluded, never empty
 
-    Raises ValueError if a token is graded in part and its masked characters are anything else than
-    white space in front of its graded ones.
+def move_edge(
+    prompt: str, reply: str, cut: Callable[[str], list[tuple[int, int]]]
+) -> tuple[str, list[bool]]:
+    """The prompt that a server must send, and for each token of `prompt + reply`: is it graded?
 
-    Example, where "hi" is graded and the last token is " hi":
+    prompt: what stands before the reply; it does not consist of white space alone
+    cut:    gives (start, end) for each token of a text, end excluded, without gaps
 
-        token_mask("a: hi", [False, False, False, True, True], [(0, 1), (1, 2), (2, 5)])
-        -> [False, False, True]
+    The returned prompt is `prompt`, or `prompt` with as little white space as possible left out at
+    its end, such that its tokens are the first ones of the sample. What comes after it is graded.
+
+    Raises ValueError if there is no such prompt.
+
+    Examples:
+
+        e04.cut("a: hi") -> [(0, 1), (1, 2), (2, 5)]
+        move_edge("a: ", "hi", e04.cut) -> ("a:", [False, False, True])
+        move_edge("a:", " hi", e04.cut) -> ("a:", [False, False, True])
+        move_edge("1", "0", e04.cut) raises ValueError: "10" is one token
     """
     # BEGIN SOLUTION
-    graded = []
-    for start, end in offsets:
-        inside = mask[start:end]
-        if any(inside) and not all(inside):
-            start = end - len(text[start:end].lstrip())
-            if start == end or not all(mask[start:end]):
-                raise ValueError(f"the token at characters {start} to {end} straddles")
-        graded.append(any(inside))
-    return graded
+    sample = cut(prompt + reply)
+    for edge in range(len(prompt), len(prompt.rstrip()) - 1, -1):
+        served = cut(prompt[:edge])
+        if served == sample[: len(served)]:
+            return prompt[:edge], [start >= edge for start, _ in sample]
+    raise ValueError(f"no edge fits: the tokens of {prompt!r} do not begin the sample")
     # END SOLUTION
 
 
 # %% tags=["exercise-4.5"]
-e04.token_mask(token_mask)
+e04.move_edge(move_edge)
 
 # %% [markdown]
 # ## 4.6 Several assistant turns

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 
+import numpy
 import pytest
 from exercise_cells import solved, stubs
 
@@ -26,7 +27,7 @@ ANSWER = {
     "is_graded": "is_graded",
     "character_mask": "character_mask",
     "labels_of": "labels_of",
-    "token_mask": "token_mask",
+    "move_edge": "move_edge",
     "render_chatml": "render_chatml",
     "renderer": "Renderer",
 }
@@ -53,23 +54,50 @@ def shifted_by_hand(ids, offsets, mask):
     return [*SOLVED["labels_of"](ids, offsets, mask)[1:], -100][: len(ids)]
 
 
-def forgive_all_white_space(text, mask, offsets):
-    def one(start, end):
-        kept = [
-            graded for c, graded in zip(text[start:end], mask[start:end], strict=True) if c.strip()
-        ]
-        if any(kept) != all(kept):
+def edge_by(move, rule=all):
+    """Moves the edge to `move(prompt, sample)` and grades a token by its characters."""
+
+    def answer(prompt, reply, cut):
+        sample = cut(prompt + reply)
+        edge = move(prompt, sample)
+        if edge is None:
             raise ValueError
-        return any(kept or mask[start:end])
+        mask = [False] * edge + [True] * (len(prompt + reply) - edge)
+        return prompt[:edge], [rule(mask[start:end]) for start, end in sample]
 
-    return [one(start, end) for start, end in offsets]
+    return answer
 
 
-def refuse_all(text, mask, offsets):
-    for start, end in offsets:
-        if any(mask[start:end]) != all(mask[start:end]):
-            raise ValueError
-    return [all(mask[start:end]) for start, end in offsets]
+def stays(prompt, sample):
+    return len(prompt)
+
+
+def straddling(prompt, sample):
+    """The start of the token that straddles the edge, or the edge."""
+    return next((a for a, b in sample if a < len(prompt) < b), len(prompt))
+
+
+def refuse_straddling(prompt, sample):
+    return stays(prompt, sample) if straddling(prompt, sample) == len(prompt) else None
+
+
+def straddling_white_space(prompt, sample):
+    edge = straddling(prompt, sample)
+    return None if prompt[edge:].strip() else edge
+
+
+def one_character(prompt, sample):
+    moved = straddling(prompt, sample) < len(prompt)
+    return len(prompt) - moved if not moved or prompt[-1].isspace() else None
+
+
+def unmoved_prompt(prompt, reply, cut):
+    return prompt, SOLVED["move_edge"](prompt, reply, cut)[1]
+
+
+def without_white_space(prompt, reply, cut):
+    edge, mask = SOLVED["move_edge"](prompt, reply, cut)
+    return (edge.strip() + "." if edge != prompt else edge), mask
 
 
 def chatml(pieces):
@@ -227,14 +255,29 @@ WRONG = {
             "own id",
         ),
     },
-    "token_mask": {
-        "any": (lambda text, mask, offsets: [any(mask[a:b]) for a, b in offsets], "ValueError"),
-        "every": (lambda text, mask, offsets: [all(mask[a:b]) for a, b in offsets], "white space"),
-        "refuses all": (refuse_all, "the exception"),
-        "white space anywhere": (forgive_all_white_space, "in front of"),
-        "looks at the last character": (
-            lambda text, mask, offsets: [mask[b - 1] for a, b in offsets],
-            "ValueError",
+    "move_edge": {
+        "grades the token that straddles": (edge_by(stays, any), "a server sends"),
+        "masks the token that straddles": (edge_by(stays), "a server sends"),
+        "refuses every token that straddles": (edge_by(refuse_straddling), "may go to the reply"),
+        "refuses everything": (edge_by(lambda *_: None), "may go to the reply"),
+        "refuses nothing": (edge_by(straddling), "raise ValueError"),
+        "strips always": (edge_by(lambda prompt, _: len(prompt.rstrip())), "a server sends"),
+        "moves one character": (edge_by(one_character), "a server sends"),
+        "looks at straddling tokens only": (edge_by(straddling_white_space), "raise ValueError"),
+        "moves the mask alone": (unmoved_prompt, "a server sends"),
+        "changes the text": (without_white_space, "the text stays"),
+        "the mask alone": (lambda *a: SOLVED["move_edge"](*a)[1], "a pair"),
+        "the prompt alone": (lambda *a: SOLVED["move_edge"](*a)[0], "a pair"),
+        "labels the characters": (
+            lambda prompt, reply, cut: (
+                (edge := SOLVED["move_edge"](prompt, reply, cut)[0]),
+                [i >= len(edge) for i in range(len(prompt + reply))],
+            ),
+            "one entry for each token",
+        ),
+        "inverted": (
+            lambda *a: (SOLVED["move_edge"](*a)[0], [not g for g in SOLVED["move_edge"](*a)[1]]),
+            "graded is what",
         ),
     },
     "render_chatml": {
@@ -276,8 +319,8 @@ def test_wrong_answer_is_refused_with_a_reason(check, wrong):
 def test_messages_say_where_the_answer_differs():
     for check, wrong, said in [
         ("character_mask", "one per span", "the mask of character_mask([('a:', False), "),
-        ("token_mask", "any", "returned [False, True], expected a ValueError. "),
-        ("token_mask", "refuses all", "raised ValueError, expected [False, False, True]. "),
+        ("move_edge", "refuses nothing", "returned ('Is it ', [False, False, "),
+        ("move_edge", "refuses everything", "raised ValueError, expected ('a:', [False, False, "),
     ]:
         with pytest.raises(CheckFailed) as refused:
             getattr(e04, check)(WRONG[check][wrong][0])
@@ -286,6 +329,51 @@ def test_messages_say_where_the_answer_differs():
 
 def test_every_exercise_has_wrong_answers():
     assert set(WRONG) == set(ANSWER) and all(len(wrong) >= 3 for wrong in WRONG.values())
+
+
+RIGHT = {
+    "a list of both": lambda *a: list(SOLVED["move_edge"](*a)),
+    "a mask of numbers": lambda *a: (
+        SOLVED["move_edge"](*a)[0],
+        [int(graded) for graded in SOLVED["move_edge"](*a)[1]],
+    ),
+    "an array for the mask": lambda *a: (
+        SOLVED["move_edge"](*a)[0],
+        numpy.array(SOLVED["move_edge"](*a)[1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", RIGHT.values(), ids=RIGHT)
+def test_other_right_answers_pass(answer):
+    e04.move_edge(answer)
+
+
+@pytest.mark.parametrize(("prompt", "reply", "cut", "edge"), e04.EDGES)
+def test_expected_edges_are_what_a_server_sends(prompt, reply, cut, edge):
+    """By trying every edge: the longest prompt of which only white space was moved."""
+    sample, bare = cut(prompt + reply), prompt.rstrip()
+    fits = [
+        prompt[:end]
+        for end in range(len(bare), len(prompt) + 1)
+        if sample[: len(cut(prompt[:end]))] == cut(prompt[:end])
+    ]
+    assert edge == (fits[-1] if fits else None)
+
+
+def test_the_cut_is_the_lectures():
+    source = (ROOT / "source" / "04_mask_in_plain_python.py").read_text("utf-8")
+    lecture = {}
+    start = source.index("BOS, EOT =")
+    exec(source[start : source.index("\n\n\n", start)], lecture)
+    start = source.index("SPECIAL = ")
+    exec("import re\n" + source[start : source.index("print(len(cut", start)], lecture)
+    for chat in [WALKTHROUGH, *TINY_CHATS]:
+        for message in chat:
+            text = message.content.replace("<|eot_id|>", "")
+            assert e04.cut(text) == lecture["cut"](text)
+    for text in ("a: hi", "a:\n\nhi", "  \n 12345 ...\n", "Assistant:  yes\n"):
+        assert e04.cut(text) == lecture["cut"](text)
 
 
 # --- the script ----------------------------------------------------------------------------------

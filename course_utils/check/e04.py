@@ -1,6 +1,8 @@
 """Checks of the exercises of lecture 04."""
 
-from course_utils.check.core import call, expect, fail, passed, refusing
+import re
+
+from course_utils.check.core import call, expect, fail, passed, plain, refusing, shorten
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
 
 CHATS = [
@@ -15,6 +17,8 @@ CHATS.append(
         ("assistant", ""),
     ]
 )
+
+LLAMA = r"[^\r\n0-9A-Za-z]?[A-Za-z]+|[0-9]{1,3}| ?[^\s0-9A-Za-z]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def graded_text(text, mask):
@@ -122,35 +126,78 @@ def labels_of(function):
     passed(exercise)
 
 
-def token_mask(function):
+def cut(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each token: lecture 04's stand-in for Llama 3's tokenizer."""
+    return _ranges(LLAMA, text)
+
+
+def _ranges(pattern, text):
+    return [match.span() for match in re.finditer(pattern, text)]
+
+
+def cut_before_words(text):
+    """As SentencePiece does: all white space goes with what comes after it."""
+    return _ranges(r"\s*\S+|\s+", text)
+
+
+def cut_by_what_follows(text):
+    """A word in front of an exclamation mark falls into letters."""
+    return _ranges(r"\w(?=\w*!)|\w+|\s+|[^\w\s]", text)
+
+
+EDGES = [
+    # (prompt, reply, tokenizer, the prompt that a server must send; None: refuse)
+    ("a: ", "hi", cut, "a:"),
+    ("a:", " hi", cut, "a:"),
+    ("a:\n\n", "hi.", cut, "a:\n\n"),
+    ("a:  ", "hi", cut, "a: "),
+    ("a:\n\n ", "hi.\n", cut_before_words, "a:"),
+    ("a: ", "hi", cut_by_what_follows, "a: "),
+    # A reply of white space alone: the edge can be moved as well.
+    ("a: ", " ", cut, "a:"),
+    # A number, a word, and a colon that takes both line breaks along.
+    ("Is it 1", "0?", cut, None),
+    ("a: wo", "rd", cut, None),
+    ("a:\n", "\nhi", cut, None),
+    ("a b ", "c", lambda text: [(0, len(text))] if text else [], None),
+    # No token straddles, and yet the server's tokens are others: "a", not "a" and "b".
+    ("ab", "!", cut_by_what_follows, None),
+]
+
+
+def move_edge(function):
     exercise = "4.5"
-    f, t = False, True
-    cases = [
-        ("a: hi", [f, f, f, t, t], [(0, 1), (1, 2), (2, 5)], [f, f, t]),
-        ("a: hi", [f, f, f, t, t], [(0, 1), (1, 3), (3, 5)], [f, f, t]),
-        ("a:\n\nhi!", [f, f, f, f, t, t, t], [(0, 2), (2, 6), (6, 7)], [f, t, t]),
-        # Something else than white space is masked.
-        ("a:hi", [f, f, t, t], [(0, 1), (1, 4)], ValueError),
-        # White space, but behind the graded characters.
-        ("hi b", [t, t, f, f], [(0, 3), (3, 4)], ValueError),
-        # White space in front and a masked character behind.
-        (" hi.", [f, t, t, f], [(0, 4)], ValueError),
-        # White space that is graded only in part: none of it stands in front of anything else.
-        (":\n\n", [f, f, t], [(0, 1), (1, 3)], ValueError),
-        ("ab", [t, t], [(0, 1), (1, 2)], [t, t]),
-    ]
-    for text, mask, offsets, expected in cases:
-        got = call(exercise, refusing(function), text, list(mask), list(offsets))
-        said = f"token_mask({text!r}, {mask}, {offsets})"
-        if expected is ValueError and got is not ValueError:
-            hint = "only white space in front of graded characters is forgiven; raise ValueError."
-            fail(exercise, f"{said} returned {got!r}, expected a ValueError", hint)
-        if got is ValueError and expected is not ValueError:
-            hint = "this is the exception: the masked characters are white space in front."
+    for prompt, reply, tokenizer, edge in EDGES:
+        got = call(exercise, refusing(function), prompt, reply, tokenizer)
+        said = f"move_edge({prompt!r}, {reply!r}, {tokenizer.__name__.replace('<lambda>', 'cut')})"
+        text, sample = prompt + reply, tokenizer(prompt + reply)
+        if edge is None:
+            if got is not ValueError:
+                hint = "with whatever white space left out, it never has the sample's first tokens: raise ValueError."
+                fail(exercise, f"{said} returned {shorten(got)}, expected a ValueError", hint)
+            continue
+        expected = (edge, [start >= len(edge) for start, _ in sample])
+        if got is ValueError:
+            hint = "white space at the prompt's end may go to the reply; then the tokens fit."
+            if edge == prompt:
+                hint = "the tokens of this prompt are the sample's first ones as it is."
             fail(exercise, f"{said} raised ValueError, expected {expected}", hint)
-        hint = "take the white space at the token's start away; all of what is left must be graded."
-        expect(exercise, got, expected, hint, call=said)
+        if not isinstance(got, tuple | list) or len(got) != 2 or not isinstance(got[0], str):
+            expect(exercise, got, expected, "return a pair: prompt and mask.", call=said)
+        hint = _edge_hint(got[0], text, sample, tokenizer)
+        expect(exercise, got[0], edge, hint, call=f"the prompt of {said}")
+        hint = "one entry for each token of prompt + reply; graded is what the prompt leaves over."
+        expect(exercise, plain(got[1]), expected[1], hint, call=f"the mask of {said}")
     passed(exercise)
+
+
+def _edge_hint(got, text, sample, tokenizer):
+    if not text.startswith(got):
+        return "the text stays as it is; only the edge between prompt and reply moves."
+    served = tokenizer(got)
+    if served != sample[: len(served)]:
+        return "a server sends the tokens of this prompt, and they are not the sample's first ones."
+    return "move the edge no further than needed, and over white space only."
 
 
 def render_chatml(function):
