@@ -173,7 +173,7 @@ def move_edge(function):
         text, sample = prompt + reply, tokenizer(prompt + reply)
         if edge is None:
             if got is not ValueError:
-                hint = "with whatever white space left out, it never has the sample's first tokens: raise ValueError."
+                hint = "no white space left out at its end makes it fit: raise ValueError."
                 fail(exercise, f"{said} returned {shorten(got)}, expected a ValueError", hint)
             continue
         expected = (edge, [start >= len(edge) for start, _ in sample])
