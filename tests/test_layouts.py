@@ -184,7 +184,7 @@ def test_inline_reasoning_cannot_be_masked_where_the_template_does_not_cut_it_ou
 
 def test_reasoning_that_the_template_drops_is_refused(toy):
     with pytest.raises(MaskError, match="drops or rewrites"):
-        training_samples(THOUGHT, toy("chatml"))
+        training_samples(THOUGHT, toy(QWEN.replace("reasoning.strip('\\n')", "''")))
 
 
 # --- long conversations --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Templates: rendering and parsing are inverse on the canonical class and refused outside it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from chats import (
@@ -73,6 +74,38 @@ GENERATED = {
     "gemma": "Hello<end_of_turn>",
     "mistral": " Hello</s>",
 }
+
+
+EVERY_ROLE = Conversation(
+    (
+        Message("system", "Be brief."),
+        Message("user", "2+2?"),
+        Message("assistant", "add(2, 2)"),
+        Message("tool", "4", name="add", tool_call_id="1"),
+        Message("assistant", "4", train=False),
+    )
+)
+WITH_EVERY_ROLE = {
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n"
+        "<|im_start|>assistant\nadd(2, 2)<|im_end|>\n<|im_start|>tool\n4<|im_end|>\n"
+        "<|im_start|>assistant\n4<|im_end|>\n"
+    ),
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nadd(2, 2)<|eot_id|>"
+        "<|start_header_id|>ipython<|end_header_id|>\n\n4<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n4<|eot_id|>"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WITH_EVERY_ROLE)
+def test_plain_turns_of_every_role(family, toy):
+    assert str(render(EVERY_ROLE, family)) == WITH_EVERY_ROLE[family]
+    messages = EVERY_ROLE.as_messages()
+    assert toy(family).apply_chat_template(messages, tokenize=False) == WITH_EVERY_ROLE[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,6 +192,477 @@ def test_content_never_changes_the_number_of_turns(family):
     assert min(outcomes.values()) > 10, outcomes
 
 
+# --- tools, calls and reasoning ------------------------------------------------------------------
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the sky, für alle <Orte> & 'more'.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {}}}
+IN_BERN = {"name": "weather", "arguments": {"city": "Bern", "sure": True, "day": None}}
+IN_ZURICH = {"name": "weather", "arguments": {"city": "Zürich"}}
+
+
+def with_tools(*messages, tools=(WEATHER, CLOCK)):
+    return Conversation((Message("user", "Sky?"), *messages), tools=tools)
+
+
+# Written out from the published templates: Qwen 3's, and Llama 3.1's without its system turn.
+CHATML_TOOLS = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{"type": "function", "function": {"name": "weather", "description": "Tells the sky, für alle <Orte>\
+ & 'more'.", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+{"type": "function", "function": {"name": "clock", "parameters": {}}}
+</tools>
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
+LLAMA3_TOOLS = """Given the following functions, please respond with a JSON for a function call \
+with its proper arguments that best answers the given prompt.
+
+Respond in the format {"name": function name, "parameters": dictionary of argument name and its \
+value}.Do not use variables.
+
+{
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the sky, für alle <Orte> & 'more'.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {
+                    "type": "string"
+                }
+            }
+        }
+    }
+}
+
+{
+    "type": "function",
+    "function": {
+        "name": "clock",
+        "parameters": {}
+    }
+}
+
+"""
+BERN_CHATML = (
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern", "sure": true, "day": null}}\n'
+    "</tool_call>"
+)
+ZURICH_CHATML = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+BERN_LLAMA3 = '{"name": "weather", "parameters": {"city": "Bern", "sure": true, "day": null}}'
+GRAMMAR = [
+    (
+        "chatml",
+        with_tools(
+            Message("assistant", "Both.", "Two cities.", (IN_BERN, IN_ZURICH)),
+            Message("tool", "clear"),
+            Message("tool", "rain"),
+            Message("assistant", "Clear in Bern.", ""),
+        ),
+        f"<|im_start|>system\n{CHATML_TOOLS}<|im_end|>\n<|im_start|>user\nSky?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nTwo cities.\n</think>\n\n"
+        f"Both.\n{BERN_CHATML}\n{ZURICH_CHATML}<|im_end|>\n"
+        "<|im_start|>tool\nclear<|im_end|>\n<|im_start|>tool\nrain<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nClear in Bern.<|im_end|>\n",
+        [
+            f"<think>\nTwo cities.\n</think>\n\nBoth.\n{BERN_CHATML}\n{ZURICH_CHATML}<|im_end|>",
+            "<think>\n\n</think>\n\nClear in Bern.<|im_end|>",
+        ],
+    ),
+    (
+        "chatml",
+        Conversation(
+            (
+                Message("system", "Be brief."),
+                Message("user", "Sky?"),
+                Message("assistant", "", None, (IN_BERN,)),
+            ),
+            tools=(WEATHER, CLOCK),
+        ),
+        f"<|im_start|>system\nBe brief.\n\n{CHATML_TOOLS}<|im_end|>\n"
+        f"<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\n{BERN_CHATML}<|im_end|>\n",
+        [f"{BERN_CHATML}<|im_end|>"],
+    ),
+    (
+        "llama3",
+        with_tools(
+            Message("assistant", "", None, (IN_BERN,)),
+            Message("tool", "clear"),
+            Message("assistant", "Clear."),
+            Message("user", "And now?"),
+        ),
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        f"{LLAMA3_TOOLS}Sky?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        f"{BERN_LLAMA3}<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\nclear<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nClear.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nAnd now?<|eot_id|>",
+        [f"{BERN_LLAMA3}<|eot_id|>", "Clear.<|eot_id|>"],
+    ),
+]
+
+
+def written(tokenizer, chat, **options):
+    """What transformers makes of a conversation."""
+    tools = list(chat.tools) or None
+    return tokenizer.apply_chat_template(chat.as_messages(), tools=tools, tokenize=False, **options)
+
+
+@pytest.mark.parametrize(("family", "chat", "text", "replies"), GRAMMAR)
+def test_the_grammar_letter_by_letter(family, chat, text, replies, toy):
+    rendered = render(chat, family)
+    assert str(rendered) == text
+    assert written(toy(family), chat) == text
+    assert parse(text, family) == chat
+    generated = {}
+    for span in rendered.spans:
+        assert span.kind in SPAN_KINDS
+        assert span.special == (span.text in FAMILIES[family].special_tokens)
+        if span.generated:
+            generated[span.turn] = generated.get(span.turn, "") + span.text
+            assert chat[span.turn].role == span.role == "assistant"
+    assert list(generated.values()) == replies
+
+
+@pytest.mark.parametrize(("family", "chat", "text", "replies"), GRAMMAR)
+def test_the_generation_tag_holds_what_the_model_writes(family, chat, text, replies, toy):
+    tokenizer = toy(chat_template(family, generation_tag=True))
+    found = tokenizer.apply_chat_template(
+        chat.as_messages(),
+        tools=list(chat.tools),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    masks = zip(found["input_ids"], found["assistant_masks"], strict=True)
+    assert tokenizer.decode([token for token, graded in masks if graded]) == "".join(replies)
+
+
+LONG = '{"name": "weather", "arguments": {"city": "Bern"}}'
+LOOKALIKES = [
+    *(
+        ("chatml", 1, Message("assistant", text), "message 1 holds '<.*', a marker of chatml")
+        for text in (
+            "a <think> b",
+            "</think>",
+            f"<tool_call>\n{LONG}\n</tool_call>",
+            "</tool_call>",
+        )
+    ),
+    ("chatml", 1, Message("assistant", "", "x</think>"), "message 1 holds '</think>'"),
+    ("chatml", 0, Message("system", "a </tools>"), "message 0 holds '</tools>', a marker"),
+    *(
+        (family, 1, Message("assistant", "", None, (call,)), f"message 1 holds '{stop}'")
+        for family, stop in (("chatml", "<.im_end.>"), ("llama3", "<.eot_id.>"))
+        for call in (
+            {"name": "f", "arguments": {"deep": [{"a": FAMILIES[family].stop}]}},
+            {"name": "f", "arguments": {FAMILIES[family].stop: 1}},
+            {"name": FAMILIES[family].stop, "arguments": {}},
+        )
+    ),
+    *(
+        ("llama3", 1, Message("assistant", text), "message 1 would be read back as something else")
+        for text in (
+            BERN_LLAMA3,
+            '{"parameters":{}, "name":"f"}',
+            '{ "name": "f", "parameters": {}}',
+        )
+    ),
+    ("llama3", 0, Message("user", LLAMA3_TOOLS + "Hi"), "message 0 would be read back as"),
+]
+
+
+@pytest.mark.parametrize(("family", "place", "message", "refusal"), LOOKALIKES)
+def test_what_looks_like_the_grammar_is_refused(family, place, message, refusal, toy):
+    messages = [Message("user", "Hi"), Message("assistant", "Hello")]
+    messages[place] = message
+    chat = Conversation(tuple(messages))
+    with pytest.raises(TemplateError, match=refusal):
+        render(chat, family)
+    assert str(render(chat, family, lossy=True)) == written(toy(family), chat)
+
+
+def test_a_text_that_begins_like_a_tool_is_refused():
+    chat = Conversation((Message("user", '{\n    "a": 1\n}\n\nWhat is it?'),), tools=(WEATHER,))
+    with pytest.raises(TemplateError, match="message 0 would be read back as something else"):
+        render(chat, "llama3")
+    assert parse(render(chat, "chatml"), "chatml") == chat
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+@pytest.mark.parametrize("described", ["<tools>", "stop"])
+def test_markers_in_the_description_of_a_tool(family, described):
+    described = FAMILIES[family].stop if described == "stop" else described
+    chat = with_tools(tools=({"type": "function", "function": {"name": described}},))
+    if described == "<tools>" and family == "llama3":
+        assert parse(render(chat, family), family) == chat
+    else:
+        with pytest.raises(TemplateError, match="the description of a tool holds '<"):
+            render(chat, family)
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_values_that_json_changes_are_refused(family):
+    for arguments in ({"a": float("nan")}, {1: "a"}, {"a": (1, 2)}):
+        try:
+            calls = ({"name": "f", "arguments": arguments},)
+            chat = Conversation((Message("user", "Hi"), Message("assistant", "", None, calls)))
+        except ValueError:
+            continue  # no conversation in the first place
+        if chat[1].tool_calls[0]["function"]["arguments"] != arguments:
+            continue  # the conversation holds what JSON makes of it
+        with pytest.raises(TemplateError, match="message 1 would be read back"):
+            render(chat, family)
+
+
+def test_what_llama3_cannot_write(toy):
+    from jinja2.exceptions import TemplateError as JinjaError
+
+    asked, call = Message("user", "Hi"), Message("assistant", "", None, (CALL,))
+    for chat, message in (
+        (Conversation((asked, replace(call, content="I look."))), "in a turn, and message 1 has "),
+        (Conversation((asked, replace(call, tool_calls=(CALL, CALL)))), "and message 1 has "),
+        (Conversation((Message("system", "S"),), tools=(CLOCK,)), "into the first user turn"),
+        (
+            Conversation((Message("assistant", "Hi"), asked), tools=(CLOCK,)),
+            "into the first user turn, .* message 0 is none",
+        ),
+    ):
+        for lossy in (False, True):
+            with pytest.raises(TemplateError, match=message):
+                render(chat, "llama3", lossy=lossy)
+        with pytest.raises(JinjaError, match=message):
+            written(toy("llama3"), chat)
+        render(chat, "chatml")
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_outputs_in_another_order_than_their_calls_are_refused(family, toy):
+    from jinja2.exceptions import TemplateError as JinjaError
+
+    asked, ids = Message("user", "Hi"), ("a", "b") if family == "chatml" else ("a",)
+    calls = tuple({"id": name, "function": CALL} for name in ids)
+
+    def answered(*outputs):
+        turns = (Message("tool", str(name), tool_call_id=name) for name in outputs)
+        return Conversation((asked, Message("assistant", "", None, calls), *turns))
+
+    for chat in (answered(*ids), answered(None, *ids[1:]), answered(*ids, "c")):
+        assert str(render(chat, family)) == written(toy(family), chat)
+    for chat in (answered("c"), answered("b", "a")):
+        with pytest.raises(TemplateError, match=f"message 2 answers .*{family} writes no ids"):
+            render(chat, family)
+        with pytest.raises(JinjaError, match=f"message 2 answers .*{family} writes no ids"):
+            written(toy(family), chat)
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_arguments_as_text_are_refused_by_jinja(family, toy):
+    """In a conversation they are objects; whoever calls the template may pass anything."""
+    from jinja2.exceptions import TemplateError as JinjaError
+
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [{"role": "user", "content": "Hi"}]
+    messages += [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    with pytest.raises(JinjaError, match="as an object, and those of message 1 are none"):
+        toy(family).apply_chat_template(messages, tokenize=False)
+    call["function"]["arguments"] = {}
+    text = toy(family).apply_chat_template(messages, tokenize=False)
+    assert "None" not in text and '{"name": "f", ' in text
+
+
+# --- random conversations with tools -------------------------------------------------------------
+
+GRAMMAR_LIKE = ["<think>", "</think>", "<think>\nx\n</think>\n\n", BERN_CHATML, "\n" + BERN_CHATML]
+GRAMMAR_LIKE += [BERN_LLAMA3, CHATML_TOOLS, LLAMA3_TOOLS, "<tools>", "</tool_call>", '{"a": 1}\n\n']
+SAFE = st.sampled_from(["", "yes", " é", "\n", "水 1\n\n", "a\u2028b", "{", "'\"\\", "# Tools\n\n"])
+UNSAFE = st.sampled_from(GRAMMAR_LIKE + ALL_MARKERS) | st.text(max_size=5)
+
+
+def rich_chats(family: str, texts=SAFE | UNSAFE):
+    """Conversations with tools, calls, reasoning, ids and names, in orders the family may refuse.
+
+    Half of what is beyond a role and a text is left out, so that many are within every family.
+    """
+    text = st.lists(texts, max_size=2).map("".join)
+    number = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    value = st.recursive(
+        st.none() | st.booleans() | number | text,
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(text, inner, max_size=2),
+        max_leaves=4,
+    )
+    ids, objects = st.sampled_from([None, "a", "b"]), st.dictionaries(text, value, max_size=2)
+    function = st.fixed_dictionaries({"name": text, "arguments": objects})
+    calls = st.lists(
+        st.fixed_dictionaries({"id": ids, "function": function}), min_size=1, max_size=2
+    )
+
+    def message(role, **fields):
+        return st.builds(Message, st.just(role), fields.pop("content", text), **fields)
+
+    call = {"tool_calls": calls.map(tuple)}
+    messages = {
+        "system": message("system"),
+        "user": message("user"),
+        "assistant": st.one_of(
+            message("assistant"),
+            message("assistant", content=st.just(""), **call),
+            message("assistant", reasoning=text),
+            message("assistant", reasoning=st.none() | text, **call),
+        ),
+        "tool": message("tool", tool_call_id=ids, name=ids),
+    }
+    usual = ["system user assistant tool assistant", "user assistant tool tool assistant user"]
+    usual += ["user assistant user assistant", "system user assistant", "user"]
+    order = st.one_of(
+        st.lists(st.sampled_from(ROLES[family]), min_size=1, max_size=4),
+        st.sampled_from(usual).map(str.split),
+    )
+    return st.builds(
+        Conversation,
+        order.flatmap(lambda roles: st.tuples(*map(messages.get, roles))),
+        tools=st.just(()) | st.lists(objects, max_size=2).map(tuple),
+    )
+
+
+def outcome(make, *arguments, **options):
+    """The text that `make` gives for the arguments, or None if it refuses them."""
+    from jinja2.exceptions import TemplateError as JinjaError
+
+    try:
+        return str(make(*arguments, **options))
+    except (TemplateError, JinjaError):
+        return None
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("generation_tag", [False, True])
+def test_jinja_equals_python_with_tools_or_both_refuse(family, generation_tag, toy):
+    tokenizer = toy(chat_template(family, generation_tag=generation_tag))
+    outcomes = {"refused": 0, "equal": 0, "equal with more": 0}
+
+    @settings(max_examples=300, suppress_health_check=QUICK)
+    @given(rich_chats(family))
+    def same(chat):
+        for prompt in (False, True)[: 1 + (chat.roles[-1] != "assistant")]:
+            ours = outcome(render, chat, family, lossy=True, add_generation_prompt=prompt)
+            assert outcome(written, tokenizer, chat, add_generation_prompt=prompt) == ours
+        plain = all(m.reasoning is None and not m.tool_calls for m in chat) and not chat.tools
+        kind = "refused" if ours is None else "equal" if plain else "equal with more"
+        outcomes[kind] += 1
+
+    same()
+    assert outcomes["equal"] > 20 and outcomes["refused"] > 0, outcomes
+    assert (outcomes["equal with more"] > 20) == (family in ("chatml", "llama3")), outcomes
+
+
+def seen(chat: Conversation) -> Conversation:
+    """The conversation without what no text holds."""
+    messages = []
+    for message in chat:
+        calls = tuple(call["function"] for call in message.tool_calls)
+        messages.append(replace(message, tool_calls=calls, name=None, tool_call_id=None))
+    return Conversation(tuple(messages), tools=chat.tools)
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_what_is_written_with_tools_is_parsed_back(family):
+    found = {"refused": 0, "tools": 0, "calls": 0, "several": 0, "reasoning": 0}
+
+    @settings(max_examples=1500, suppress_health_check=QUICK)
+    @given(rich_chats(family, st.one_of(SAFE, SAFE, UNSAFE)))
+    def inverse(chat):
+        text = outcome(render, chat, family)
+        found["refused"] += text is None
+        if text is None:
+            return
+        assert parse(text, family) == seen(chat)
+        found["tools"] += bool(chat.tools)
+        found["calls"] += any(m.tool_calls for m in chat)
+        found["several"] += any(len(m.tool_calls) > 1 for m in chat)
+        found["reasoning"] += any(m.reasoning is not None for m in chat)
+
+    inverse()
+    least = [found["refused"], found["tools"], found["calls"]]
+    least += [found["several"], found["reasoning"]] if family == "chatml" else []
+    assert min(least) > 20, found
+
+
+def within(chat: Conversation, family: str) -> Conversation:
+    """The nearest conversation in the canonical class, of texts that are `SAFE`."""
+    messages = []
+    for message in seen(chat):
+        if family == "llama3":
+            message = replace(message, reasoning=None, tool_calls=message.tool_calls[:1])
+            message = replace(message, content=message.content.strip())
+            message = replace(message, content="" if message.tool_calls else message.content)
+        messages.append(message)
+    opened = chat.roles[0] == "user" or chat.roles[:2] == ["system", "user"]
+    tools = chat.tools if family == "chatml" or opened else ()
+    return Conversation(tuple(messages), tools=tools)
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_nothing_in_the_canonical_class_is_refused(family):
+    @settings(max_examples=500, suppress_health_check=QUICK)
+    @given(rich_chats(family, SAFE))
+    def inverse(chat):
+        chat = within(chat, family)
+        assert parse(render(chat, family), family) == chat
+
+    inverse()
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_more_turns_never_change_the_earlier_ones(family):
+    compared = {"prefix": 0, "prompt": 0}
+
+    @settings(max_examples=300, suppress_health_check=QUICK)
+    @given(rich_chats(family))
+    def prefixes(chat):
+        whole = outcome(render, chat, family, lossy=True)
+        for turns in range(1, len(chat) + 1 if whole is not None else 0):
+            part = outcome(render, chat.prefix(turns), family, lossy=True)
+            # Only a system text alone is refused where more turns are not.
+            assert part is not None or set(chat.roles[:turns]) == {"system"}
+            compared["prefix"] += part is not None and turns < len(chat)
+            assert whole.startswith(part or "")
+            if chat.roles[turns - 1 : turns + 1] == ["user", "assistant"]:
+                prompt = render(chat.prefix(turns), family, lossy=True, add_generation_prompt=True)
+                assert whole.startswith(str(prompt))
+                compared["prompt"] += 1
+
+    prefixes()
+    assert min(compared.values()) > 10, compared
+
+
+def test_damaged_grammar_is_refused_or_says_something_else():
+    for family, _, text, _ in GRAMMAR:
+        parsed = 0
+        for place in range(0, len(text), 3):
+            damaged = text[:place] + text[place + 5 :]
+            try:
+                found = parse(damaged, family)
+            except TemplateError:
+                continue
+            parsed += 1
+            assert str(render(found, family)) == damaged
+        assert parsed > 5
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 REFUSED = [
@@ -203,22 +707,40 @@ def test_a_refused_order_of_turns_is_refused_with_lossy_too(family, turns):
 
 
 CALL = {"name": "f", "arguments": {}}
+ABLE = {
+    "tools": "chatml, llama3",
+    "a tool call .message 1.": "chatml, llama3",
+    "reasoning .message 1.": "chatml",
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lossy", [False, True])
-def test_reasoning_and_tool_calls_are_refused(family, lossy):
-    asked = Message("user", "Hi")
-    for fields, what in (
-        ({"reasoning": "Hm."}, "reasoning"),
-        ({"reasoning": ""}, "reasoning"),
-        ({"tool_calls": (CALL,)}, "a tool call"),
+def test_what_a_family_has_no_grammar_for_is_refused(family, lossy, toy):
+    from jinja2.exceptions import TemplateError as JinjaError
+
+    asked, replied = Message("user", "Hi"), Message("assistant", "")
+    for chat, what in (
+        (Conversation((asked, replied), tools=(WEATHER,)), "tools"),
+        (Conversation((asked, replace(replied, reasoning="Hm."))), "reasoning .message 1."),
+        (Conversation((asked, replace(replied, reasoning=""))), "reasoning .message 1."),
+        (Conversation((asked, replace(replied, tool_calls=(CALL,)))), "a tool call .message 1."),
     ):
-        chat = Conversation((asked, Message("assistant", "Hello", **fields)))
-        with pytest.raises(TemplateError, match=f"{family} cannot write {what} .message 1.*Write"):
+        if family in ABLE[what]:
             render(chat, family, lossy=lossy)
-    for fields in ({"train": False}, {"weight": 2}):  # which no template sees
-        chat = Conversation((asked, Message("assistant", "Hello", **fields)))
+            continue
+        message = f"{family} cannot write {what}: take a family that can .{ABLE[what]}."
+        with pytest.raises(TemplateError, match=message):
+            render(chat, family, lossy=lossy)
+        if family != "raw":
+            with pytest.raises(JinjaError, match=message):
+                written(toy(family), chat)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_only_training_needs_is_in_no_text(family):
+    for fields in ({"train": False}, {"weight": 2}):
+        chat = Conversation((Message("user", "Hi"), Message("assistant", "Hello", **fields)))
         assert str(render(chat, family)) == str(render(conversation(USER, REPLY), family))
 
 
@@ -314,9 +836,15 @@ def test_jinja_equals_python(family, generation_tag, toy):
 def test_jinja_refuses_what_python_refuses(family, toy):
     from jinja2.exceptions import TemplateError as JinjaError
 
-    for turns in ([USER, USER], [REPLY], [USER, REPLY, ("tool", "4")], [USER, ("system", "S")]):
-        with pytest.raises(JinjaError, match="alternate"):
-            toy(family).apply_chat_template(conversation(*turns).as_messages(), tokenize=False)
+    for turns, message in (
+        ([USER, USER], "alternate"),
+        ([REPLY], "alternate"),
+        ([USER, ("system", "S")], "alternate"),
+        ([USER, REPLY, ("tool", "4")], f"{family} has no tool role .message 2.*such as chatml"),
+        ([("system", "S")], "no user turn to fold the system text into"),
+    ):
+        with pytest.raises(JinjaError, match=message):
+            written(toy(family), conversation(*turns))
 
 
 def test_the_generation_tag_is_left_out_by_default():

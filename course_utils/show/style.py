@@ -32,6 +32,9 @@ KINDS = {
     "content": ("", None),
     "eot": ("■", "special"),
     "gap": ("~", "space"),
+    "tools": ("§", "base"),
+    "reasoning": ("…", "accent"),
+    "call": ("ƒ", "tuned"),
     "special": ("◆", "special"),
 }
 KIND_NAMES = {
@@ -42,6 +45,9 @@ KIND_NAMES = {
     "space": "white space",
     "eot": "end of turn",
     "gap": "gap after the turn",
+    "tools": "tools",
+    "reasoning": "reasoning",
+    "call": "tool call",
     "special": "special token",
 }
 SPECIAL_KINDS = ("bos", "open", "close", "eot", "special")
@@ -65,7 +71,25 @@ def _shown(text: str, position: int) -> str:
         return " " if len(around) == 3 and not around[0].isspace() + around[2].isspace() else "·"
     if character in "\n\t":
         return {"\n": "↵", "\t": "→"}[character]
-    return character if character.isprintable() else f"⟨{ord(character):04X}⟩"
+    return character if character.isprintable() else _code(character)
+
+
+def printable(text: str) -> str:
+    """`text` as any picture and any terminal can show it; line breaks and spaces stay.
+
+    What would steer a terminal or break an SVG (control characters, marks of direction, lone
+    surrogates) is written as its code point, such as ⟨001B⟩.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else _code(c)
+        for c in text
+    )
+
+
+def _code(character: str) -> str:
+    return f"⟨{ord(character):04X}⟩"
 
 
 def columns(text: str) -> int:
