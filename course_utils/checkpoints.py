@@ -9,14 +9,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from course_utils.manifests import (
-    MANIFEST,
-    CheckpointError,
-    sha256,
-    verify_manifest,
-    write_manifest,
-)
-from course_utils.model_files import check_folder_is_data, check_hub_is_data, is_folder
+from course_utils.manifests import CheckpointError, sha256, verify_manifest, write_manifest
+from course_utils.model_files import check_model, is_folder
 from course_utils.templates import FAMILIES, chat_template
 from course_utils.tokenizers import cache_folder, reach_hub, special_tokens
 
@@ -161,7 +155,7 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights: an error below
     try:
-        revision = check_source(source)
+        revision = check_model(source, weights=True)
         trust = {"trust_remote_code": False, "revision": revision}
         # Some tokenizers ask for the clean-up, which takes spaces out of decoded text.
         tokenizer = AutoTokenizer.from_pretrained(
@@ -170,7 +164,7 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
         model, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **trust
         )
-        check_weights(model, found)
+        check_weights(model, found, source)
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # a broken file raises whatever its parser raises
@@ -186,50 +180,41 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
                 'after pip install -e ".[real-base]" in the course folder.'
             )
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "ignore_mismatched_sizes" in first:  # the option that transformers would have us set
+            first = "weights have another shape than config.json asks for"
         raise CheckpointError(f"{source}: cannot load this model. {remedy} ({first})") from None
     finally:
         logging.set_verbosity(verbosity)
     return model.to(device).eval(), tokenizer
 
 
-def check_source(source: str | Path) -> str | None:
-    """Raise `CheckpointError` if a folder or Hub id is not what may be loaded; the Hub's commit."""
-    if not is_folder(source):
-        return check_hub_is_data(str(source))
-    folder = Path(source)
-    if (folder / MANIFEST).is_file():
-        verify_manifest(folder, f"Make {folder} again; what it holds now is not used.")
-    elif (folder / "sft.json").is_file():
-        raise CheckpointError(
-            f"{folder} was made by python -m course_utils.sft but has no {MANIFEST}, by which its "
-            "files could be checked: it was written by an older version, or lost it. Make it again."
-        )
-    check_folder_is_data(folder, weights=True)
-    return None
+def check_weights(model, found: dict, source: str | Path) -> None:
+    """Raise `CheckpointError` if weights are missing, left over, not finite, or mostly zeros.
 
-
-def check_weights(model, found: dict) -> None:
-    """Raise `ValueError` if weights are missing, left over, not finite, or mostly zeros.
-
-    found: what transformers says of the loading
+    found: what transformers says of loading them
     """
+    fault = None
+    # transformers would fill the missing ones with random numbers, drop the others, and only warn.
     for key, what in (
-        # transformers would fill the missing ones with random numbers, drop the others, and warn.
         ("missing_keys", "weights are not in it"),
-        ("mismatched_keys", "weights have another shape than config.json asks for"),
-        ("unexpected_keys", "weights in it have no place in the model of config.json"),
+        ("unexpected_keys", "weights in it have no place in the model of its config.json"),
     ):
         if names := sorted(map(str, found.get(key, ()))):
-            raise ValueError(f"{len(names)} {what}, such as {names[0]}")
+            fault = fault or f"{len(names)} {what}, such as {names[0]}"
     size = zeros = 0
     for name, tensor in model.state_dict().items():
         low, high = extremes(tensor)
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"the weights {name} hold numbers that are not finite")
+            fault = fault or f"its weights {name} hold numbers that are not finite"
         size += tensor.numel()
         zeros += tensor.numel() if tensor.ndim > 1 and low == high == 0 else 0
-    if zeros > size / 10:  # single matrices may be zero: somebody took a head out, to see
-        raise ValueError(f"{zeros / size:.0%} of the weights are matrices of zeros: a broken copy")
+    if zeros > size / 10:  # one matrix may be zero: somebody took it out, to see what it does
+        fault = fault or f"{zeros / size:.0%} of its weights are matrices of nothing but zeros"
+    if fault:
+        raise CheckpointError(
+            f"{source}: {fault}. Its files are broken or do not belong together: get or make it "
+            "again."
+        )
 
 
 def extremes(tensor) -> tuple[float, float]:

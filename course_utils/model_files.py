@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from course_utils.manifests import CheckpointError
+from course_utils.manifests import MANIFEST, CheckpointError, verify_manifest
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -23,6 +23,28 @@ ASKED_OF_THE_HUB = (
 def is_folder(name: str | Path) -> bool:
     """Is there such a folder? (A name may be too long for one, or no name at all.)"""
     return os.path.isdir(name)
+
+
+def check_model(
+    source: str | Path, *, weights: bool = False, local_files_only: bool = False
+) -> str | None:
+    """Look at a folder or a Hub id before transformers does; raises `CheckpointError`.
+
+    A folder must be data, and what its manifest says if it has one. Of a Hub id the commit that was
+    looked at is returned, which is the one to load. `weights` as in `check_folder_is_data`.
+    """
+    if not is_folder(source):
+        return check_hub_is_data(str(source), local_files_only=local_files_only)
+    folder = Path(source)
+    if (folder / MANIFEST).is_file():
+        verify_manifest(folder, "What it holds now is not used: get or make the folder again.")
+    elif (folder / "sft.json").is_file():
+        raise CheckpointError(
+            f"{folder} was made by python -m course_utils.sft but has no {MANIFEST}, by which its "
+            "files could be checked: an older version wrote it, or it was lost. Make it again."
+        )
+    check_folder_is_data(folder, weights=weights)
+    return None
 
 
 def check_folder_is_data(folder: str | Path, *, weights: bool = False) -> None:
