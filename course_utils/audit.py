@@ -10,7 +10,6 @@ import argparse
 import random
 import re
 import statistics
-import sys
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
@@ -21,7 +20,9 @@ from functools import cache
 from math import ceil
 from pathlib import Path
 
+from course_utils import commands
 from course_utils.batching import prepare
+from course_utils.commands import printable
 from course_utils.conversation import Conversation, load_conversations
 from course_utils.masking import MaskError, Sample
 
@@ -496,7 +497,7 @@ class Audit:
         lines = [f"{len(self.conversations):,} conversations"]
         for kind, cases in self.findings().items():
             lines.append(f"{kind}: {len(cases) or 'none'}")
-            lines += [f"  {case}" for case in cases[:SHOWN]]
+            lines += [f"  {printable(case)}" for case in cases[:SHOWN]]
             if len(cases) > SHOWN:
                 lines.append(f"  and {len(cases) - SHOWN} more")
         found = self.shape
@@ -511,7 +512,7 @@ class Audit:
                 *found.user_words, *found.reply_words
             ),
             f"replies per conversation: {replies or 'none'}",
-            f"tags: {tags or 'none'}",
+            f"tags: {printable(tags) or 'none'}",
             f"languages of the replies: {spoken or NO_LANGUAGES}",
             *[f"{figure}: {value}" for figure, value in self.diversity.items()],
         ]
@@ -531,6 +532,7 @@ def _cut(passage: str, width: int = 80) -> str:
 def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of equal keys as plain text, the first column at the left, all others at the right."""
     lines = [list(rows[0]), *[list(row.values()) for row in rows]]
+    lines = [list(map(printable, cells)) for cells in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -577,23 +579,29 @@ def audit(
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.audit",
         description="Look for copies, overlap with an evaluation and lack of variety in training "
         "conversations; count languages and graded tokens.",
-        epilog="Exit codes: 0 nothing found, 1 copies, near-duplicates or overlap found, 2 wrong "
-        "arguments or unusable input. Similar first user turns alone do not count as found.",
+        exits={
+            0: "nothing found (similar first user turns alone do not count)",
+            1: "copies, near-duplicates or overlap found",
+        },
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSONL, audited as one")
     parser.add_argument(
         "--against", nargs="+", type=Path, default=[], metavar="FILE", help="evaluation prompts"
     )
     parser.add_argument("--near", type=float, default=0.5, help="Jaccard index from 0 to 1 (0.5)")
-    parser.add_argument("--run", type=int, default=6, help="words that make an overlap (6)")
+    parser.add_argument(
+        "--run", type=commands.number, default=6, help="words that make an overlap (6)"
+    )
     parser.add_argument(
         "--in-replies", action="store_true", help="look for overlap in replies, too"
     )
-    parser.add_argument("--base", help="count tokens as for this base, folder or Hub id")
+    parser.add_argument(
+        "--base", type=commands.name, help="count tokens as for this base, folder or Hub id"
+    )
     parser.add_argument(
         "--than", type=Path, metavar="FILE", help="compare the variety with these conversations"
     )
@@ -601,13 +609,11 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _arguments()
-    options = parser.parse_args(arguments)
-    try:
-        report, compared = _run(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    return commands.run(_arguments(), _report, arguments)
+
+
+def _report(options) -> int:
+    report, compared = _run(options)
     print(report)
     if compared:
         print(f"\n{compared}")
@@ -615,6 +621,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options) -> tuple[Audit, str]:
+    for path in [*options.files, *options.against, *([options.than] if options.than else [])]:
+        commands.check_input(path)
     conversations = _load(options.files)
     other = _load([options.than]) if options.than else []
     report = audit(
@@ -656,5 +664,4 @@ def _tokenizer(base: str):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know every letter
-    sys.exit(main())
+    commands.leave(main())

@@ -142,6 +142,13 @@ def number(text: str) -> int:
     return value
 
 
+def name(text: str) -> str:
+    """An argument's type: a name. An empty one is a variable that the shell did not know."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def check_input(path: str | Path) -> Path:
     """`path`, if it is a file that can be read; raises `OSError` with what it is otherwise."""
     path = Path(path)

@@ -183,9 +183,11 @@ def _checked(path: Path, overwrite: bool, inputs: Iterable, folder: bool, parent
                 "choose another output."
             )
     target = Path(os.path.realpath(path))
+    found = _found(path, target, folder)
     for other in inputs:
         _check_apart(path, target, Path(other))
-    _check_present(path, target, overwrite, folder)
+    if found:
+        _check_replaceable(path, target, overwrite, folder)
     if not parents and not target.parent.is_dir():
         raise OutputError(f"{path} cannot be written: {path.parent}: no such folder.")
     return target
@@ -214,19 +216,23 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _check_present(path: Path, target: Path, overwrite: bool, folder: bool) -> None:
-    """May what is there, if anything, be replaced?"""
-    kind = "folder" if folder else "file"
+def _found(path: Path, target: Path, folder: bool) -> bool:
+    """Is there something, and of the right kind?"""
     try:
-        found = os.stat(path if os.path.exists(path) else target)
+        mode = os.stat(path if os.path.exists(path) else target).st_mode
     except FileNotFoundError:
-        return
-    if stat.S_ISDIR(found.st_mode) and not folder:
+        return False
+    if stat.S_ISDIR(mode) and not folder:
         raise OutputError(f"{path} is a folder. Name a file.")
-    if not stat.S_ISDIR(found.st_mode) and not stat.S_ISREG(found.st_mode):
-        raise OutputError(f"{path} is a device, a pipe or a socket. Choose another {kind}.")
-    if stat.S_ISREG(found.st_mode) and folder:
+    if stat.S_ISREG(mode) and folder:
         raise OutputError(f"{path} is a file. Name a folder.")
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is a device, a pipe or a socket. Choose another output.")
+    return True
+
+
+def _check_replaceable(path: Path, target: Path, overwrite: bool, folder: bool) -> None:
+    kind = "folder" if folder else "file"
     if not overwrite:
         raise OutputError(f"{path} exists. Choose another {kind} or add --overwrite.")
     if not os.access(target, os.W_OK):
@@ -286,7 +292,8 @@ class _Held:
             _sync(self.made)
         with _explained(path), _undisturbed():
             # Again: hours may have passed.
-            _check_present(Path(path), self.target, overwrite, folder)
+            if _found(Path(path), self.target, folder):
+                _check_replaceable(Path(path), self.target, overwrite, folder)
             if not self.target.exists():
                 _move(self.made, self.target)
             elif not folder:

@@ -19,20 +19,22 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from course_utils import commands
 from course_utils.batching import collate, forward_passes, length_batches, prepare
 from course_utils.checkpoints import (
     BASES,
     DATA,
-    CheckpointError,
     autocast_dtype,
+    extremes,
     family_for,
     hardware,
     load_base,
     pick_base,
     use_family,
 )
-from course_utils.conversation import Conversation, ConversationError, load_conversations
-from course_utils.masking import IGNORE_INDEX, MASK_MODES, MaskError, Sample
+from course_utils.conversation import Conversation, load_conversations
+from course_utils.masking import IGNORE_INDEX, MASK_MODES, Sample
+from course_utils.outputs import check_room, rescue, reserve_folder
 from course_utils.replies import end_of_turn_id
 from course_utils.saving import save_checkpoint as save_checkpoint
 from course_utils.templates import FAMILIES
@@ -207,7 +209,7 @@ def fine_tune(
     faster at it. `special_ids` are the rows of the embedding that `train_embeddings="special"`
     moves. `on_step` is called after each step (a progress bar, a live loss curve). Raises
     `ValueError` for samples that this model cannot be trained on, and `FloatingPointError` as soon
-    as a loss or gradient is not a number.
+    as a loss or gradient is not a number, or if the last update leaves weights that are not finite.
     """
     import torch
 
@@ -285,7 +287,27 @@ def fine_tune(
     for hook in hooks:
         hook.remove()
     model.eval()
+    with torch.no_grad(), autocast:
+        total, _ = graded_loss(model, tensors)
+    check_update(model, float(total), config.steps - 1)
     return steps
+
+
+def check_update(model, loss: float, step: int) -> None:
+    """Raise `FloatingPointError` if a step's update spoilt the weights: no later loss shows that.
+
+    loss: of the last batch, after the update
+    """
+    for name, parameter in model.named_parameters():
+        if not all(map(math.isfinite, extremes(parameter))):
+            raise FloatingPointError(
+                f"the update of step {step} left numbers that are not finite in the weights "
+                f"{name}. Lower the learning rate."
+            )
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss after the update of step {step} is {loss}. Lower the learning rate."
+        )
 
 
 def check_samples(model, samples: Sequence[Sample]) -> None:
@@ -389,13 +411,15 @@ def _defaults(setting: str) -> str:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.sft",
         description="Fine-tune a base model on conversations and save the checkpoint.",
-        epilog="Exit codes: 0 saved, 1 the run failed, 2 wrong arguments or unusable input.",
+        exits={0: "saved", 1: "the run failed; if there is a checkpoint, the message says where"},
     )
     parser.add_argument(
-        "--base", help="a named base, a folder or a Hub id (default: the machine's)"
+        "--base",
+        type=commands.name,
+        help="a named base, a folder or a Hub id (default: the machine's)",
     )
     parser.add_argument(
         "--data",
@@ -409,10 +433,14 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mode", choices=list(MASK_MODES), default="assistant", help="what is graded"
     )
-    parser.add_argument("--max-length", type=int, default=512, help="tokens; cut at turns (512)")
-    parser.add_argument("--steps", type=int, help=_defaults("steps"))
-    parser.add_argument("--batch-size", type=int, help=_defaults("batch_size"))
-    parser.add_argument("--accumulate", type=int, default=1, help="forward passes per step (1)")
+    parser.add_argument(
+        "--max-length", type=commands.number, default=512, help="tokens; cut at turns (512)"
+    )
+    parser.add_argument("--steps", type=commands.number, help=_defaults("steps"))
+    parser.add_argument("--batch-size", type=commands.number, help=_defaults("batch_size"))
+    parser.add_argument(
+        "--accumulate", type=commands.number, default=1, help="forward passes per step (1)"
+    )
     parser.add_argument("--learning-rate", type=float, help=_defaults("learning_rate"))
     parser.add_argument(
         "--train-embeddings",
@@ -421,52 +449,30 @@ def _arguments() -> argparse.ArgumentParser:
         choices=("no", "special", "all"),
         help=f"also move the embeddings, or their special rows {_defaults('train_embeddings')}",
     )
-    parser.add_argument("--seed", type=int, default=0, help="order of the data (0)")
+    parser.add_argument("--seed", type=commands.number, default=0, help="order of the data (0)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace an existing output folder"
+        "--overwrite",
+        action="store_true",
+        help="replace the output folder, if this course wrote every file in it",
     )
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _arguments()
-    options = parser.parse_args(arguments)
-    try:
-        return _run(options, arguments)
-    except (ConversationError, FileNotFoundError, CheckpointError, MaskError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
-        # Out of memory on a GPU is a RuntimeError.
-        print(
-            f"{parser.prog}: the run failed: {str(error) or type(error).__name__}", file=sys.stderr
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted, nothing was saved.", file=sys.stderr)
-        return 1
+    command = shlex.join(["python", "-m", "course_utils.sft", *(arguments or sys.argv[1:])])
+    return commands.run(
+        _arguments(), lambda options: _run(options, command), arguments, failing="the run failed"
+    )
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise `ValueError` if a checkpoint cannot be put there: before the training, not after it."""
-    if folder.exists():
-        if not overwrite:
-            raise ValueError(f"{folder} exists. Choose another folder or add --overwrite.")
-        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists()):
-            raise ValueError(f"{folder} is no checkpoint, so it is not overwritten.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be made: {error}.") from None
-    if not os.access(folder.parent, os.W_OK):
-        raise ValueError(f"{folder} cannot be made: {folder.parent} is not writable.")
+def base_folder(base: str) -> Path | None:
+    """The folder on this machine that holds a base and that no output may touch, if any."""
+    if base in BASES:
+        return DATA / BASES[base].folder if BASES[base].folder else None
+    return Path(base) if os.path.exists(base) else None
 
 
-def _run(options, arguments) -> int:
-    import torch
-    from tqdm import tqdm
-
-    check_output(options.output, options.overwrite)
+def _run(options, command: str) -> int:
     base, why = pick_base(options.base)
     config = config_for(
         base,
@@ -479,11 +485,24 @@ def _run(options, arguments) -> int:
         ),
         seed=options.seed,
     )
+    inputs = [path for path in (options.data, base_folder(base)) if path]
+    with reserve_folder(options.output, overwrite=options.overwrite, inputs=inputs):
+        return _train(options, config, base, why, command)
+
+
+def _train(options, config: SFTConfig, base: str, why: str, command: str) -> int:
+    import torch
+    from tqdm import tqdm
+
+    if options.data:
+        commands.check_input(options.data)
     conversations = (
         load_conversations(options.data) if options.data else default_conversations(base)
     )
     print(f"Base: {why}")
     model, tokenizer = load_base(base, dtype=torch.float32)
+    # Two bytes a weight, and a little for the rest.
+    check_room(options.output, 2 * sum(p.numel() for p in model.parameters()) + 2**16)
     if options.family or not tokenizer.chat_template:
         use_family(tokenizer, options.family or family_for(base, tokenizer))
     end = end_of_turn_id(tokenizer)
@@ -499,7 +518,7 @@ def _run(options, arguments) -> int:
         )
     data = prepare(conversations, tokenizer, mode=options.mode, max_length=options.max_length)
     print(f"Data: {data}")
-    with tqdm(total=config.steps, unit="step") as bar:
+    with commands.working(), tqdm(total=config.steps, unit="step") as bar:
 
         def on_step(step: Step) -> None:
             bar.update()
@@ -515,7 +534,6 @@ def _run(options, arguments) -> int:
             special_ids=tokenizer.convert_tokens_to_ids(special_tokens(tokenizer)),
             on_step=on_step,
         )
-    command = shlex.join(["python", "-m", "course_utils.sft", *(arguments or sys.argv[1:])])
     record = run_record(
         config,
         steps,
@@ -527,7 +545,7 @@ def _run(options, arguments) -> int:
             "embedding": model.get_input_embeddings().weight.numel(),
         },
     )
-    save_checkpoint(model, tokenizer, options.output, record)
+    _save(model, tokenizer, options, record)
     print(
         f"Saved {options.output}: {len(steps)} steps in {record['seconds']:.0f} s "
         f"({record['tokens_per_second']} tokens/s), loss {steps[0].loss:.2f} -> "
@@ -536,5 +554,23 @@ def _run(options, arguments) -> int:
     return 0
 
 
+def _save(model, tokenizer, options, record: dict) -> None:
+    try:
+        save_checkpoint(model, tokenizer, options.output, record, overwrite=options.overwrite)
+    except FloatingPointError:  # nothing worth keeping
+        raise
+    except Exception as error:  # a full disk raises what each library makes of it
+        kept = rescue("checkpoint", lambda path: save_checkpoint(model, tokenizer, path, record))
+        where = (
+            f"The checkpoint is in {kept} instead."
+            if kept
+            else "There was no room for the checkpoint elsewhere, either: it is lost."
+        )
+        raise commands.Failed(
+            f"{options.output} could not be written ({commands.sentence(error).rstrip('.')}). "
+            f"{where}"
+        ) from error
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.leave(main())

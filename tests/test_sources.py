@@ -11,6 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import convert as benchmark
+from course_utils import json_files
 from course_utils.conversation import Conversation, load_conversations
 from course_utils.sources import (
     REASONS,
@@ -22,7 +23,6 @@ from course_utils.sources import (
     parts_of,
     problems,
     read_calls,
-    reading,
     stream,
     with_calculations,
     write_calls,
@@ -1057,11 +1057,14 @@ def test_bom_line_ends_and_line_separators(tmp_path):
     assert all(chat[0].content == "a\u2028b\u0085c\rd" for chat in found)
 
 
-def test_a_lone_surrogate_in_other_fields_survives(tmp_path):
-    path = lines(tmp_path, GOOD | {"note": "\ud800"})
-    convert_file(path, "sharegpt", tmp_path / "out.jsonl")
-    (chat,) = load_conversations(tmp_path / "out.jsonl")
-    assert chat.meta["fields"] == {"note": "\ud800"}
+def test_a_lone_surrogate_anywhere_is_rejected(tmp_path):
+    bad = [GOOD | {"note": {"deep": ["\ud800"]}}, GOOD | {"\udc00": 1}]
+    report = Report()
+    found = stream(lines(tmp_path, *bad), "sharegpt", report=report)
+    assert [(one.reason, one.place) for one in found] == [
+        ("lone surrogate", "note.deep[0]"),
+        ("lone surrogate", ""),
+    ]
 
 
 def test_a_stream_is_read_as_it_is_asked_for(tmp_path):
@@ -1070,7 +1073,7 @@ def test_a_stream_is_read_as_it_is_asked_for(tmp_path):
     assert first.read < 200
     array = tmp_path / "chats.json"
     array.write_text(json.dumps([GOOD] * 50_000))
-    assert next(entries(array)).read <= reading.CHUNK < array.stat().st_size
+    assert next(entries(array)).read <= json_files.CHUNK < array.stat().st_size
 
 
 @settings(max_examples=150)
@@ -1091,11 +1094,11 @@ def test_an_array_is_read_in_pieces(tmp_path_factory, records, separators, chunk
         records, ensure_ascii=False, separators=separators, indent=2 if indent else None
     )
     path.write_bytes(b"\xef\xbb\xbf \n" + text.encode() + b"\n")
-    before, reading.CHUNK = reading.CHUNK, chunk
+    before, json_files.CHUNK = json_files.CHUNK, chunk
     try:
         found = list(entries(path))
     finally:
-        reading.CHUNK = before
+        json_files.CHUNK = before
     assert [entry.record for entry in found] == records
     assert [entry.number for entry in found] == list(range(1, len(records) + 1))
 
@@ -1180,7 +1183,7 @@ def test_any_depth_is_converted_or_rejected(tmp_path, where):
 
 
 def test_rejected_records_go_to_a_file_on_request(tmp_path):
-    bad = dialogue(("elf", "Hi \ud800"))
+    bad = dialogue(("elf", "Hi"))
     convert_file(
         lines(tmp_path, GOOD, bad, b"{"),
         "sharegpt",
@@ -1218,7 +1221,7 @@ def test_the_files_must_differ(tmp_path):
         (tmp_path / "o", tmp_path / "o"),
         (tmp_path / "o", path),
     ):
-        with pytest.raises(ValueError, match="three different files"):
+        with pytest.raises(ValueError, match="is the same file as"):
             convert_file(path, "sharegpt", output, rejected=rejected)
     assert path.read_bytes() and not (tmp_path / "o").exists()
 
@@ -1241,33 +1244,32 @@ def test_the_validator_finds_every_fault_and_its_place(tmp_path):
         {"text": "x"},
         chat(),
         {"messages": {}},
-        chat(user, {"role": "assistant", "content": '{"tool_call": {"name": 1}}'}),
+        chat(user, {"role": "assistant", "content": "", "tool_calls": [{"name": 1}]}),
         chat({"role": "user", "content": "a\ud800"}, reply),
         chat(reply),
     )
     found = [(p.line, p.message, p.field) for p in problems(path)]
     assert found == [
-        (2, None, "tags"),
         (2, 0, "role"),
         (2, 0, "content"),
         (2, 1, "role"),
         (2, 2, None),
+        (2, None, "tags"),
         (2, None, "id"),
-        (3, None, "id"),
         (3, 1, "name"),
         (3, 1, "role"),
         (4, None, None),
-        (5, None, None),
+        (5, 0, None),
         (6, None, "messages"),
         (7, None, "messages"),
         (8, None, "messages"),
-        (9, 1, "content"),
+        (9, 1, "tool_calls[0]"),
         (10, 0, "content"),
         (11, 0, "role"),
     ]
     texts = [str(p) for p in problems(path)]
-    assert texts[1] == f"{path}:2: messages[0].role: 'gpt' is none of system, user, assistant, tool"
-    assert texts[5] == f"{path}:2: id: the id 'a' already stands in line 1"
+    assert texts[0].startswith(f"{path}:2: messages[0].role: unknown role 'gpt': the roles are sys")
+    assert texts[5].startswith(f"{path}:2: id: the id 'a' already stands in line 1")
     (empty,) = problems(lines(tmp_path, b""))
     assert "no conversation" in str(empty)
 
@@ -1297,7 +1299,9 @@ def test_exit_codes(tmp_path, capsys):
     command = ["sharegpt", str(path), str(out), "--quiet"]
     assert main([*command, "--rejected", str(bad)]) == 1
     assert len(out.read_text().splitlines()) == len(bad.read_text().splitlines()) == 1
-    assert main([*command, "--role", "elf=user"]) == 0
+    assert main([*command, "--role", "elf=user"]) == 2
+    assert "out.jsonl exists. Choose another file or add --overwrite." in capsys.readouterr().err
+    assert main([*command, "--role", "elf=user", "--overwrite"]) == 0
     assert not capsys.readouterr().err
     assert main(["alpaca", str(path), str(tmp_path / "none.jsonl"), "--quiet"]) == 3
     assert not (tmp_path / "none.jsonl").exists()
@@ -1305,9 +1309,9 @@ def test_exit_codes(tmp_path, capsys):
     capsys.readouterr()
     for wrong, says in (
         (["sharegpt", str(tmp_path / "no.jsonl"), str(out)], "no such file"),
-        (["sharegpt", str(path), str(path)], "three different files"),
+        (["sharegpt", str(path), str(path)], "is the same file as"),
         (["sharegpt", str(path), str(tmp_path / "no" / "out.jsonl")], "no such folder"),
-        (["sharegpt", str(path), str(out), "--role", "elf=dwarf"], "cannot mean 'dwarf'"),
+        ([*command, "--overwrite", "--role", "elf=dwarf"], "cannot mean 'dwarf'"),
     ):
         assert main(wrong) == 2
         assert says in capsys.readouterr().err

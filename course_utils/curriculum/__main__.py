@@ -4,31 +4,35 @@ python -m course_utils.curriculum mixture.jsonl --without spelling --epochs iden
 """
 
 import argparse
-import sys
+import contextlib
+import math
 from pathlib import Path
 
-from course_utils.conversation import ConversationError, save_conversations
-from course_utils.curriculum.identity import IdentityError
-from course_utils.curriculum.mixture import BASES, MixtureError, mixture
+from course_utils import commands
+from course_utils.conversation import save_conversations
+from course_utils.curriculum.mixture import BASES, mixture
+from course_utils.outputs import reserve_file
+
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def _epochs(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
-    try:
-        return name, float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PART=NUMBER, such as facts=2") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(times := float(number)) and times <= 1000:
+            return name, times
+    raise argparse.ArgumentTypeError(f"{text!r} is not PART=NUMBER, such as facts=2")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _arguments() -> argparse.ArgumentParser:
     parts = "\n".join(
         f"  for {base}: {', '.join(part.name for part in parts)}" for base, parts in BASES.items()
     )
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.curriculum",
         description=__doc__,
         epilog=f"parts:\n{parts}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exits={0: "the conversations are written"},
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="JSONL to write")
     parser.add_argument("--base", choices=list(BASES), default="course-base", help="for whom")
@@ -42,9 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="how often a part is shown, such as identity=8 or facts=0.5",
     )
     parser.add_argument("--online", action="store_true", help="add rows from the Hub")
-    parser.add_argument("--seed", type=int, default=0, help="the order, and which rows of a half")
-    options = parser.parse_args(arguments)
-    try:
+    parser.add_argument(
+        "--seed", type=commands.number, default=0, help="the order, and which rows of a half"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file OUTPUT")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return commands.run(_arguments(), _run, arguments)
+
+
+def _run(options) -> int:
+    inputs = [path for path in DATA.rglob("*") if path.is_file()]
+    with reserve_file(options.output, overwrite=options.overwrite, inputs=inputs):
         mixed = mixture(
             BASES[options.base],
             options.seed,
@@ -53,9 +68,6 @@ def main(arguments: list[str] | None = None) -> int:
             online=options.online,
         )
         save_conversations(mixed, options.output)
-    except (MixtureError, IdentityError, ConversationError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
     for notice in mixed.notices:
         print(notice)
     print(mixed)
@@ -64,4 +76,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.leave(main())

@@ -5,31 +5,33 @@ python -m course_utils.sources check out.jsonl
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
 
+from course_utils import commands
+from course_utils.outputs import OutputError, reserve_file, write_text
 from course_utils.sources.formats import SOURCES
 from course_utils.sources.reading import problems
 from course_utils.sources.report import convert_file, timed
 
-ALL, SOME, USAGE, NONE = 0, 1, 2, 3
-EXITS = """exit codes:
-  0  every record was converted; `check`: nothing is wrong
-  1  the output is written, but some records were rejected; `check`: something is wrong
-  2  the command or a file is not usable; nothing is written
-  3  no record could be converted; no output is written
-"""
+ALL, SOME, NONE = 0, 1, 3
+EXITS = {
+    ALL: "every record was converted; `check`: nothing is wrong",
+    SOME: "the output is written, but some records were rejected; `check`: something is wrong",
+    NONE: "no record could be converted; no output is written",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     sources = "\n".join(f"  {name:<18} {source.about}" for name, source in SOURCES.items())
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.sources",
         description=__doc__,
         epilog=f"sources:\n{sources}\n  {'check':<18} The canonical schema: every fault with its "
-        f"line, message and field.\n\n{EXITS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "line, message and field.",
+        exits=EXITS,
     )
     parser.add_argument("source", metavar="SOURCE", choices=[*SOURCES, "check"], help="see below")
     parser.add_argument("input", metavar="INPUT", type=Path, help="JSONL, or a .json array")
@@ -50,44 +52,47 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="a field to put into the meta although the converter does not know it",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that OUTPUT, --report ... name"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    commands = parser()
-    options = commands.parse_args(arguments)
-    if not options.input.is_file():
-        return _unusable(f"{options.input}: no such file.")
+    return commands.run(parser(), _run, arguments)
+
+
+def _run(options) -> int:
     if options.source == "check":
-        if options.output:
-            commands.error("check takes one file")
-        return _check(options.input)
+        if options.output or options.report or options.rejected:
+            parser().error("check takes one file and writes none")
+        return _check(commands.check_input(options.input))
     if options.output is None:
-        commands.error("the output is missing")
+        parser().error("the output is missing")
     if not all("=" in role for role in options.role):
-        commands.error("--role takes NAME=ROLE, such as SYSTEM=assistant")
-    for path in (options.output, options.report, options.rejected):
-        if path is not None and not path.parent.is_dir():
-            return _unusable(f"{path.parent}: no such folder.")
-    try:
+        parser().error("--role takes NAME=ROLE, such as SYSTEM=assistant")
+    commands.check_input(options.input)
+    outputs = [p for p in (options.output, options.rejected, options.report) if p is not None]
+    with contextlib.ExitStack() as reserved:
+        for path in outputs:
+            others = [options.input, *(other for other in outputs if other is not path)]
+            reserved.enter_context(reserve_file(path, overwrite=options.overwrite, inputs=others))
         report, seconds = timed(
             convert_file,
             options.input,
             options.source,
             options.output,
             rejected=options.rejected,
+            overwrite=options.overwrite,
             roles=dict(role.rsplit("=", 1) for role in options.role),
             keep=options.keep,
             progress=not options.quiet,
         )
+        print(report)
         if options.report:
-            text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"
-            options.report.write_bytes(text.encode("utf-8", "backslashreplace"))
-    except (ValueError, OSError) as error:
-        return _unusable(str(error))
+            _write_report(report, options)
     size = options.input.stat().st_size / 1e6
-    print(_printable(str(report)))
     print(f"{size:,.1f} MB in {seconds:.1f} s: {size / seconds:,.1f} MB/s.")
     if not report.conversations:
         print("Nothing was converted; no output is written.", file=sys.stderr)
@@ -96,24 +101,25 @@ def main(arguments: list[str] | None = None) -> int:
     return SOME if report.rejections else ALL
 
 
-def _unusable(text: str) -> int:
-    print(text, file=sys.stderr)
-    return USAGE
+def _write_report(report, options) -> None:
+    text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    try:
+        write_text(options.report, text, overwrite=options.overwrite)
+    except OSError as error:
+        written = f"{options.output} is written" if report.conversations else "No output is written"
+        raise OutputError(f"{written}, but the report is not: {commands.sentence(error)}") from None
 
 
 def _check(path: Path) -> int:
     count = 0
     for problem in problems(path):
         count += 1
-        print(_printable(str(problem)))
+        print(commands.printable(str(problem)))
+        if commands.unread():
+            return SOME
     print(f"{path}: {count:,} faults." if count else f"{path}: nothing is wrong.")
     return SOME if count else ALL
 
 
-def _printable(text: str) -> str:
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.leave(main())

@@ -1,14 +1,16 @@
 """Converting one record, a stream of them, or a file; and the count of what became of each."""
 
+import contextlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from course_utils.conversation import ROLES, Conversation
+from course_utils.outputs import Nothing, new_file
 from course_utils.sources.draft import Options, Rejected
 from course_utils.sources.formats import SOURCES
 from course_utils.sources.reading import Entry, entries
@@ -201,30 +203,6 @@ def _with_progress(path: Path, source: str, progress: bool) -> Iterator[Entry]:
         bar.update(total - read)
 
 
-class _Atomic:
-    """A file that appears under its name only when it is complete."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        self.file = self.part.open("wb")
-
-    def write(self, record: dict) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        # A lone surrogate, which UTF-8 cannot hold, is written as JSON's own escape for it.
-        self.file.write(line.encode("utf-8", "backslashreplace"))
-
-    def finish(self, keep: bool) -> None:
-        if keep:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if keep:
-            os.replace(self.part, self.path)
-        else:
-            self.part.unlink()
-
-
 def convert_file(
     path: str | Path,
     source: str,
@@ -232,40 +210,43 @@ def convert_file(
     *,
     rejected: str | Path | None = None,
     report: Report | None = None,
+    overwrite: bool = True,
     **options,
 ) -> Report:
     """Convert a file into canonical JSONL, as `stream` does, and return the report.
 
     Give the same `report` to several calls, and it counts every source.
 
-    The output replaces what stood there only when all is done, and only if something was converted;
-    so does `rejected`, which takes a line for each rejection: where, reason, place, detail and the
-    record. `load_conversations` reads the output.
+    The output appears only when all is done, and only if something was converted. Without
+    `overwrite` it must not exist. The same goes for `rejected`, which takes a line for each
+    rejection: where, reason, place, detail and the record. `load_conversations` reads the output.
+    Raises `outputs.OutputError` where one of the two cannot be written or is also the input.
     """
-    paths = [Path(name).resolve() for name in (path, output, rejected) if name is not None]
-    if len(set(paths)) < len(paths):
-        raise ValueError("input, output and rejected records need three different files")
-    report, files, written = Report() if report is None else report, [], 0
-    try:
-        files.append(out := _Atomic(output))
+    report, written = Report() if report is None else report, 0
+    with contextlib.ExitStack() as files:
         side = None
         if rejected is not None:
-            files.append(side := _Atomic(rejected))
+            side = files.enter_context(
+                new_file(rejected, overwrite=overwrite, inputs=(path, output))
+            )
+        out = files.enter_context(new_file(output, overwrite=overwrite, inputs=(path,)))
         for found in stream(path, source, report=report, **options):
             if isinstance(found, Conversation):
-                out.write(found.as_record())
+                _write_line(out, found.as_record())
                 written += 1
             elif side is not None:
-                side.write(_side_record(found, source))
-        out.finish(keep=written > 0)
-        files.remove(out)
+                _write_line(side, _side_record(found, source))
         if side is not None:
-            side.finish(keep=True)
-            files.remove(side)
-    finally:
-        for file in files:
-            file.finish(keep=False)
+            side.flush()  # a full disk shows now, before the output is in its place
+        if not written:
+            raise Nothing  # which ends here, with the output: the rejections are written
     return report
+
+
+def _write_line(file: BinaryIO, record: dict) -> None:
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    # A lone surrogate, which UTF-8 cannot hold, is written as JSON's own escape for it.
+    file.write(line.encode("utf-8", "backslashreplace"))
 
 
 def _side_record(found: Rejection, source: str) -> dict:
