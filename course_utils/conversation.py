@@ -8,18 +8,21 @@ On disk a conversation is one line of JSON:
 An assistant's message may also hold `reasoning_content` (what it thought before it answered),
 `tool_calls`, `train` (false: never graded) and `weight` (how much its tokens count); a tool's
 message `name` and `tool_call_id`. The conversation may hold `tools`, the descriptions of what may
-be called. These are the names that chat templates read.
+be called, and `chat_template_kwargs`, options of the template for this conversation. These are the
+names that chat templates read. How records are read is told in `records`.
 """
 
-import json
-import math
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from course_utils.faults import DEEP, ConversationError, Faults
+from course_utils.strict_json import printable, shown
+from course_utils.tool_schema import tool_calls, tool_definitions
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# Which roles may stand after which; None is the start of the conversation.
+# Which roles may follow which; None is the start of the conversation.
 NEXT_ROLES = {
     None: ("system", "user"),
     "system": ("user",),
@@ -28,9 +31,23 @@ NEXT_ROLES = {
     "tool": ("tool", "assistant"),
 }
 
+WEIGHTS = (1e-6, 1e6)  # what a loss in 16 or 32 bits can still tell from zero and from infinity
 
-class ConversationError(ValueError):
-    """A record is no conversation; the message names the record, the place and what to do."""
+# The fields of a record, and fields of other schemas that change what a model reads. They may not
+# be in the meta, where nothing would read them.
+FIELDS = ("id", "messages", "tags", "tools", "system", "functions", "chat_template_kwargs")
+PROMPT_FIELDS = (
+    *("image", "images", "video", "videos", "audio", "audios", "document", "documents", "media"),
+    *("attachments", "history", "system_prompt", "chat_template", "enable_thinking"),
+    *("reasoning_effort", "add_generation_prompt", "continue_final_message"),
+)
+# What the caller of a template, or the tokenizer, passes to it for every conversation.
+TAKEN_OPTIONS = (
+    *("messages", "tools", "documents", "conversation", "chat_template", "tokenize"),
+    *("add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    *("raise_exception", "strftime_now", "self", "processor_kwargs", "load_audio_from_video"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,8 @@ class Message:
     name:         of the tool whose output this is
     tool_call_id: of the call that a tool answers
     train:        False: this reply is never graded
-    weight:       how much each of the reply's tokens counts in the loss, above 0
+    weight:       how much each of the reply's tokens counts in the loss, above 0; a weight of 0
+                  means `train=False`
     """
 
     role: str
@@ -57,62 +75,67 @@ class Message:
     weight: float = 1.0
 
     def __post_init__(self):
-        if self.role not in ROLES:
-            raise ConversationError(
-                f"unknown role {self.role!r}: the roles are {', '.join(ROLES)}. "
-                "Map the role names of your source to these first."
+        faults = Faults()
+        if not isinstance(self.role, str) or self.role not in ROLES:
+            faults.add(
+                f"unknown role {shown(self.role)}: the roles are {', '.join(ROLES)}. "
+                "Map the role names of your source to these first.",
+                "role",
             )
+        else:
+            self._check_owners(faults)
+        self._check_texts(faults)
+        if not isinstance(self.train, bool):
+            faults.add(f"'train' is {shown(self.train)}: write true or false.", "train")
+        if not _is_weight(self.weight):
+            faults.add(
+                f"the weight is {shown(self.weight)}: give a number above 0 ({WEIGHTS[0]:g} to "
+                f"{WEIGHTS[1]:,.0f}), or 0 for a reply that is not to count.",
+                "weight",
+            )
+        elif self.weight == 0:
+            object.__setattr__(self, "train", False)
+            object.__setattr__(self, "weight", 1.0)
+        object.__setattr__(self, "tool_calls", tool_calls(self.tool_calls, faults))
+        faults.check()
+
+    def _check_owners(self, faults: Faults) -> None:
+        for owner, field_name, present in (
+            ("assistant", "reasoning_content", self.reasoning is not None),
+            ("assistant", "tool_calls", bool(self.tool_calls)),
+            ("assistant", "train", self.train is not True),
+            ("assistant", "weight", self.weight != 1),
+            ("tool", "tool_call_id", self.tool_call_id is not None),
+            ("tool", "name", self.name is not None),
+        ):
+            if present and self.role != owner:
+                article = "an" if owner == "assistant" else "a"
+                faults.add(
+                    f"the {self.role} turn has the field {field_name!r}, which only {article} "
+                    f"{owner} turn may have. Remove it, or mend the role.",
+                    field_name,
+                )
+
+    def _check_texts(self, faults: Faults) -> None:
+        turn = f"the {printable(str(self.role))[:20]} turn"
         if not isinstance(self.content, str):
-            raise ConversationError(
-                f"the content of the {self.role} turn is {type(self.content).__name__}, not text. "
-                "Join content parts into one string; a turn without text has the content ''."
+            faults.add(
+                f"the content of {turn} is {type(self.content).__name__}, not text. "
+                "Join content parts into one string; a turn without text has the content ''.",
+                "content",
             )
-        self._check_text(self.content, "content")
-        self._check_owner("assistant", "reasoning_content", self.reasoning is not None)
-        self._check_owner("assistant", "tool_calls", self.tool_calls not in ((), [], None))
-        self._check_owner("assistant", "train", self.train is not True)
-        self._check_owner("assistant", "weight", self.weight != 1)
-        self._check_owner("tool", "tool_call_id", self.tool_call_id is not None)
-        self._check_owner("tool", "name", self.name is not None)
         for text, field_name in (
+            (self.content, "content"),
             (self.reasoning, "reasoning_content"),
             (self.name, "name"),
             (self.tool_call_id, "tool_call_id"),
         ):
-            if text is not None and not isinstance(text, str):
-                raise ConversationError(
-                    f"the {field_name} {text!r} is not text. Write it in quotes."
+            if isinstance(text, str):
+                faults.plain(text, field_name)
+            elif text is not None and field_name != "content":
+                faults.add(
+                    f"the {field_name} {shown(text)} is not text. Write it in quotes.", field_name
                 )
-            self._check_text(text or "", field_name)
-        if not isinstance(self.train, bool):
-            raise ConversationError(f"'train' is {self.train!r}: write true or false.")
-        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
-        if not number or not 0 < self.weight < math.inf:
-            raise ConversationError(
-                f"the weight is {self.weight!r}: give a number above 0. A reply that is not to "
-                'count has "train": false.'
-            )
-        calls = tuple(_tool_call(call, place) for place, call in enumerate(self.tool_calls or ()))
-        object.__setattr__(self, "tool_calls", calls)
-        for call in calls:
-            self._check_text(json.dumps(call, ensure_ascii=False), "tool call")
-
-    def _check_text(self, text: str, field_name: str) -> None:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ConversationError(
-                f"the {field_name} of the {self.role} turn holds a lone surrogate at character "
-                f"{error.start}, which no tokenizer can encode. Repair the text at its source."
-            ) from None
-
-    def _check_owner(self, role: str, field_name: str, present: bool) -> None:
-        if present and self.role != role:
-            article = "an" if role == "assistant" else "a"
-            raise ConversationError(
-                f"the {self.role} turn has the field {field_name!r}, which only {article} {role} "
-                "turn may have. Remove it, or mend the role."
-            )
 
     @property
     def is_plain(self) -> bool:
@@ -152,8 +175,14 @@ class Message:
 class Conversation:
     """A list of turns, and the tools that may be called in it.
 
-    `id`, `tags` and `meta` describe the record; equality looks at them too. `tools` holds one
-    description a tool, as JSON schema: {"type": "function", "function": {"name": ..., ...}}.
+    messages:         turns, or the dicts that they are read from
+    id, tags, meta:   describe the record; equality looks at them too. The meta holds every other
+                      field of a record; a `source` in it is text
+    tools:            one definition a tool, {"type": "function", "function": {"name": ...,
+                      "description": ..., "parameters": a JSON schema}}. The inner object alone, a
+                      single definition and JSON text will do; null in a schema is left out
+    template_options: what the chat template is given besides, such as {"enable_thinking": False};
+                      on disk `chat_template_kwargs`
     """
 
     messages: tuple[Message, ...]
@@ -161,34 +190,37 @@ class Conversation:
     tags: tuple[str, ...] = ()
     meta: dict = field(default_factory=dict)
     tools: tuple[dict, ...] = ()
+    template_options: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        messages = tuple(
-            message if isinstance(message, Message) else _message(message, position)
-            for position, message in enumerate(self.messages)
-        )
-        if not messages:
-            raise ConversationError(
-                "the conversation is empty. Give it at least one message, or drop the record."
-            )
+        from course_utils.records import read_messages
+
+        faults = Faults()
+        messages = read_messages(self.messages, faults)
         if not isinstance(self.id, str | None):
-            raise ConversationError(f"the id {self.id!r} is not text. Write it in quotes.")
-        if not isinstance(self.tags, list | tuple) or not all(
-            isinstance(tag, str) for tag in self.tags
-        ):
-            raise ConversationError(
-                f"the tags {self.tags!r} are not a list of texts. "
-                'Write them as ["one", "two"], or leave the field out.'
+            faults.add(f"the id {shown(self.id)} is not text. Write it in quotes.", "id")
+        tags = self.tags
+        if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+            faults.add(
+                f"the tags {shown(tags)} are not a list of texts. "
+                'Write them as ["one", "two"], or leave the field out.',
+                "tags",
             )
-        if not isinstance(self.tools, list | tuple) or not all(
-            isinstance(tool, Mapping) for tool in self.tools
+            tags = ()
+        faults.plain(self.id, "id")
+        faults.plain(tags, "tags")
+        meta = _meta(self.meta, faults)
+        tools = tool_definitions(self.tools, faults)
+        options = _options(self.template_options, faults)
+        faults.check()
+        for name, value in (
+            ("messages", messages),
+            ("tags", tuple(tags)),
+            ("meta", meta),
+            ("tools", tools),
+            ("template_options", options),
         ):
-            raise ConversationError(
-                "'tools' is not a list of objects. Write one JSON schema a tool, or leave it out."
-            )
-        object.__setattr__(self, "messages", messages)
-        object.__setattr__(self, "tags", tuple(self.tags))
-        object.__setattr__(self, "tools", tuple(self.tools))
+            object.__setattr__(self, name, value)
 
     def __len__(self):
         return len(self.messages)
@@ -204,8 +236,12 @@ class Conversation:
         return [message.role for message in self.messages]
 
     def prefix(self, turns: int) -> "Conversation":
-        """The conversation's first `turns` messages."""
-        return Conversation(self.messages[:turns], self.id, self.tags, self.meta, self.tools)
+        """The conversation's first `turns` messages, at least one."""
+        if not self.messages[:turns]:
+            raise ConversationError("the conversation is empty. Give it at least one message.")
+        prefix = copy.copy(self)
+        object.__setattr__(prefix, "messages", self.messages[:turns])
+        return prefix
 
     def as_messages(self) -> list[dict]:
         """The list of dicts that `apply_chat_template` takes."""
@@ -217,6 +253,8 @@ class Conversation:
         record["messages"] = [message.as_record() for message in self.messages]
         if self.tools:
             record["tools"] = list(self.tools)
+        if self.template_options:
+            record["chat_template_kwargs"] = self.template_options
         if self.tags:
             record["tags"] = list(self.tags)
         return record | self.meta
@@ -227,176 +265,89 @@ def conversation(*turns: tuple[str, str], id: str | None = None) -> Conversation
     return Conversation(tuple(Message(role, content) for role, content in turns), id=id)
 
 
-def from_record(record: Mapping, where: str = "the record") -> Conversation:
-    """Read one decoded line of JSON; `where` names it in errors."""
-    if not isinstance(record, Mapping):
-        raise ConversationError(
-            f"{where}: expected a JSON object with 'messages', got {type(record).__name__}. "
-            "Write one conversation per line."
-        )
-    name = f"{where} (id {record['id']!r})" if record.get("id") is not None else where
-    if "messages" not in record:
-        hint = (
-            "'conversations' is the ShareGPT layout: rename it to 'messages', 'from' to 'role' "
-            "and 'value' to 'content', and map the role names."
-            if "conversations" in record
-            else "A conversation's turns stand in 'messages'."
-        )
-        raise ConversationError(f"{name}: no field 'messages', only {sorted(record)}. {hint}")
-    if not isinstance(record["messages"], list):
-        raise ConversationError(f"{name}: 'messages' must be a list of role-and-content objects.")
-    known = {"id", "messages", "tags", "tools"}
-    try:
-        return Conversation(
-            messages=tuple(record["messages"]),
-            id=record.get("id"),
-            tags=record.get("tags", ()),
-            tools=record.get("tools") or (),
-            meta={key: value for key, value in record.items() if key not in known},
-        )
-    except ConversationError as error:
-        raise ConversationError(f"{name}: {error}") from None
-
-
 def check_turns(conversation: Conversation) -> Conversation:
     """Return the conversation if its turns alternate; raise `ConversationError` if not.
 
     A system text may open it; then user and assistant take turns, and an assistant turn may be
     followed by tool outputs that lead to another assistant turn.
     """
-    previous = None
-    for position, role in enumerate(conversation.roles):
-        if role not in NEXT_ROLES[previous]:
-            place = f"after {previous}" if previous else "at the start"
-            raise ConversationError(
-                f"the turns do not alternate: message {position} is {role} {place}, where only "
-                f"{' or '.join(NEXT_ROLES[previous])} may stand. "
-                "Merge the turns, or drop the record: a template would render it wrongly or refuse."
-            )
-        previous = role
+    faults = Faults()
+    faults.add_errors(turn_faults(conversation.roles))
+    faults.check()
     return conversation
 
 
-def load_conversations(path: str | Path, *, alternate: bool = True) -> list[Conversation]:
-    """Read a JSONL file of conversations, each checked.
-
-    With `alternate` (the default) turns must alternate as `check_turns` says. Every error is a
-    `ConversationError` (a missing file a `FileNotFoundError`) that names file, line and remedy.
-    Blank lines are skipped; nothing else is.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Expected JSONL, one conversation per line.")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise ConversationError(
-            f"{path}, line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from None
-    conversations, first_line_of = [], {}
-    # Only "\n" ends a line of JSONL: splitlines() would also cut at U+2028 inside a text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConversationError(
-                f"{where}: broken JSON ({error.msg} at column {error.colno}). "
-                "Every line must be one complete JSON object."
-            ) from None
-        found = from_record(record, where)
-        if alternate:
-            try:
-                check_turns(found)
-            except ConversationError as error:
-                raise ConversationError(f"{where} (id {found.id!r}): {error}") from None
-        if found.id is not None and found.id in first_line_of:
-            raise ConversationError(
-                f"{where}: the id {found.id!r} already stands in line {first_line_of[found.id]}. "
-                "Give every conversation an id of its own."
+def turn_faults(roles: Iterable[str | None], first: int = 0) -> Iterator[ConversationError]:
+    """What is wrong with the order of roles; None is an unknown one, `first` numbers the first."""
+    previous, known = None, True
+    for position, role in enumerate(roles, start=first):
+        if role is not None and known and role not in NEXT_ROLES[previous]:
+            place = f"after {previous}" if previous else "at the start"
+            yield ConversationError(
+                f"the turns do not alternate: message {position} is {role} {place}, where only "
+                f"{' or '.join(NEXT_ROLES[previous])} may stand. Merge the turns, or drop the "
+                "record.",
+                message=position,
+                field="role",
             )
-        first_line_of[found.id] = number
-        conversations.append(found)
-    if not conversations:
-        raise ConversationError(f"{path}: no conversation in it. Expected JSONL, one per line.")
-    return conversations
+        previous, known = role, role is not None
 
 
-def save_conversations(conversations: Iterable[Conversation], path: str | Path) -> None:
-    """Write JSONL that `load_conversations` reads back as it was."""
-    lines = [json.dumps(c.as_record(), ensure_ascii=False) + "\n" for c in conversations]
-    # A lone surrogate, which UTF-8 cannot hold, is written as JSON's own escape for it.
-    Path(path).write_bytes("".join(lines).encode("utf-8", "backslashreplace"))
+def __getattr__(name: str):
+    """Reading and writing, which come after the schema, can be imported from here as well."""
+    if name in ("from_record", "load_conversations", "save_conversations"):
+        from course_utils import records
+
+        return getattr(records, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# The names on disk of what a message may hold besides role and content.
-FIELDS = {
-    "reasoning_content": "reasoning",
-    "tool_calls": "tool_calls",
-    "name": "name",
-    "tool_call_id": "tool_call_id",
-    "train": "train",
-    "weight": "weight",
-}
+# --- what the two classes check ------------------------------------------------------------------
 
 
-def _message(fields: Mapping, position: int) -> Message:
-    if not isinstance(fields, Mapping):
-        raise ConversationError(
-            f"message {position} is {type(fields).__name__}. "
-            "Write it as an object with 'role' and 'content'."
+def _is_weight(weight) -> bool:
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    return number and (weight == 0 or WEIGHTS[0] <= weight <= WEIGHTS[1])
+
+
+def _meta(meta, faults: Faults) -> dict:
+    if not isinstance(meta, dict):
+        faults.add(f"the meta is {type(meta).__name__}. Give a dict.", "meta")
+        return {}
+    meta = faults.plain(meta, "") or {}
+    for name, value in meta.items():
+        lower = name.lower()
+        if lower in PROMPT_FIELDS and value not in (None, "", [], {}):
+            faults.add(
+                f"the field {shown(name)} changes what a model reads, and this schema has no place "
+                "for it. Remove it, or write what it says into the messages (an option of the "
+                "template into 'chat_template_kwargs').",
+                name,
+            )
+        elif lower in FIELDS and name not in ("tools", "functions"):
+            faults.add(f"the field {shown(name)} is none of the meta: write it as {lower!r}.", name)
+    if not isinstance(meta.get("source"), str | None):
+        faults.add(
+            f"the source {shown(meta['source'])} is not text. Write a name in quotes.", "source"
         )
-    if fields.get("tool_calls") and fields.get("content") is None:
-        fields = {**fields, "content": ""}  # Several services write null beside a call.
-    missing = {"role", "content"} - set(fields)
-    if missing:
-        raise ConversationError(
-            f"message {position} has no field {' and '.join(sorted(missing))}, "
-            f"only {sorted(fields)}. Every message needs 'role' and 'content'."
-        )
-    extra = set(fields) - {"role", "content", *FIELDS}
-    if extra:
-        # Dropping a field would change what is trained without a word.
-        raise ConversationError(
-            f"message {position} has fields this schema does not know: {sorted(extra)}. "
-            "Write them into the content or remove them first."
-        )
-    present = {FIELDS[key]: value for key, value in fields.items() if key in FIELDS}
-    try:
-        return Message(
-            fields["role"],
-            fields["content"],
-            **{key: value for key, value in present.items() if value is not None},
-        )
-    except ConversationError as error:
-        raise ConversationError(f"message {position}: {error}") from None
+    return meta
 
 
-def _tool_call(call, place: int) -> dict:
-    """The call in the one form that templates expect, with arguments as an object."""
-    inner = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(inner, Mapping) or not {"name", "arguments"} <= set(inner):
-        raise ConversationError(
-            f"tool call {place} is no object with 'name' and 'arguments'. "
-            'Write {"type": "function", "function": {"name": ..., "arguments": {...}}}.'
+def _options(options, faults: Faults) -> dict:
+    if not isinstance(options, dict):
+        faults.add(
+            f"'chat_template_kwargs' is {type(options).__name__}, not an object. Write "
+            '{"enable_thinking": false}, or leave the field out.',
+            "chat_template_kwargs",
         )
-    arguments = inner["arguments"]
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError as error:
-            raise ConversationError(
-                f"tool call {place}: the arguments are broken JSON ({error.msg}). Mend them."
-            ) from None
-    if not isinstance(arguments, Mapping) or not isinstance(inner["name"], str):
-        raise ConversationError(
-            f"tool call {place}: the name must be text and the arguments an object, such as "
-            '{"city": "Bern"}.'
-        )
-    function = {"name": inner["name"], "arguments": dict(arguments)}
-    identity = {"id": call["id"]} if call.get("id") is not None else {}
-    return {**identity, "type": "function", "function": function}
+        return {}
+    options = faults.plain(options, "chat_template_kwargs", DEEP) or {}
+    for name in options:
+        taken = name in TAKEN_OPTIONS or name.endswith(("_token", "_tokens"))
+        if taken or not name.isidentifier() or name.startswith("_"):
+            faults.add(
+                f"the template option {shown(name)} cannot be set by a record: "
+                f"{'every template is given one' if taken else 'it is no name'}. Remove it.",
+                "chat_template_kwargs",
+            )
+    return options

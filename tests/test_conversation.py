@@ -128,7 +128,7 @@ def test_reasoning_tools_and_grades_survive(tmp_path):
 
 # What stands in line 2 of the file, what the message must say is wrong, and the remedy it names.
 BAD = {
-    "broken JSON": ('{"id": "b", "messages": [', "broken JSON .*column 25", "one complete JSON"),
+    "broken JSON": ('{"id": "b", "messages": [', "broken JSON .*column 26", "one complete JSON"),
     "unfinished text": ('{"id": "b', "broken JSON .Unterminated string at column 8", "one compl"),
     "a number": (12, "expected a JSON object with 'messages', got int", "per line"),
     "two objects": ("{} {}", "broken JSON .Extra data", "one complete JSON object"),
@@ -138,7 +138,7 @@ BAD = {
     "ShareGPT": (
         {"id": "b", "conversations": [{"from": "human", "value": "Hi"}]},
         "'b'.*no field 'messages'.*ShareGPT layout",
-        "rename it to 'messages', 'from' to 'role' and 'value' to 'content'",
+        "convert the file with `python -m course_utils.sources sharegpt`",
     ),
     "messages a dict": ({"id": "b", "messages": {"role": "user"}}, "'messages' must be", "a list"),
     "messages a text": ({"id": "b", "messages": "Hi"}, "'messages' must be", "a list of role"),
@@ -585,8 +585,9 @@ def test_a_plain_room_imports_what_stands_before_it(room):
     path = ROOT / "course_utils" / f"{room}.py"
     assert course_imports(path, top_level_only=True) <= MAY_IMPORT[room]
     assert set(standard(path)) <= sys.stdlib_module_names | {"course_utils"}
-    # Records are conversations and conversations may be given as records; toy_tokenizer needs every family's special tokens, examples make their record when asked, the
-    # audit's command line loads the tokenizer of a base.
+    # Records are conversations and conversations may be given as records, toy_tokenizer needs every
+    # family's special tokens, examples make their record when asked, the audit's command line loads
+    # the tokenizer of a base.
     late = {
         "conversation": {"records"},
         "records": {"outputs"},
