@@ -3,7 +3,11 @@
 import math
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ET
+from collections import Counter
+from io import BytesIO
+from itertools import islice
 from types import SimpleNamespace
 
 import matplotlib
@@ -12,7 +16,7 @@ import pytest
 from course_utils import FAMILIES, MASK_MODES, render, show, training_samples
 from course_utils.conversation import conversation
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
-from course_utils.show.style import KINDS, columns, visible
+from course_utils.show.style import KINDS, columns, printable, visible
 from course_utils.show.svg import WIDEST
 from course_utils.templates import SPAN_KINDS
 from course_utils.tokenizers import WordTokenizer, toy_tokenizer
@@ -407,6 +411,117 @@ def test_loss_curve_draws_points_and_line(pyplot):
     assert len(points.get_xdata()) == len(line.get_xdata()) == 30
     with pytest.raises(ValueError, match="no training steps"):
         show.loss_curve([], alt="x")
+
+
+def test_loss_curve_marks_epochs_and_its_mean_does_not_cross_them(pyplot):
+    two = [SimpleNamespace(step=n, loss=9.0 - 8 * (n > 3), graded_tokens=1) for n in range(8)]
+    fig, ax = show.loss_curve(two, alt="The loss falls at step 4.", epochs=[4])
+    points, first, second, mark = ax.lines
+    assert list(first.get_xdata()) == [0, 1, 2, 3] and set(first.get_ydata()) == {9.0}
+    assert list(second.get_xdata()) == [4, 5, 6, 7] and set(second.get_ydata()) == {1.0}
+    assert set(mark.get_xdata()) == {3.5}
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert words == ["each step", "mean of the last 20 steps", "an epoch begins"]
+    # An epoch that has not begun yet, as in a run that still goes on.
+    fig, ax = show.loss_curve(two[:2], alt="Two steps.", epochs=[4])
+    assert len(ax.lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "steps", "accumulate"),
+    [(250, 8, 90, 1), (2000, 32, 120, 1), (7, 3, 9, 2), (3, 4, 5, 1), (64, 8, 20, 3), (1, 1, 3, 4)],
+)
+def test_epochs_begin_where_a_sample_comes_again(samples, batch_size, steps, accumulate):
+    from course_utils.batching import length_batches
+    from course_utils.show.training import epoch_starts
+
+    batches = length_batches([[number] for number in range(samples)], batch_size)
+    seen, starts, most = Counter(), [], 1
+    for step in range(steps):
+        seen.update(one for batch in islice(batches, accumulate) for (one,) in batch)
+        if max(seen.values()) > most:
+            most = max(seen.values())
+            starts.append(step)
+    assert epoch_starts(samples, batch_size, steps, accumulate) == starts
+    with pytest.raises(ValueError, match="at least 1"):
+        epoch_starts(0, batch_size, steps)
+
+
+STRANGE = [
+    *(" ", "\n", "\n\n", "\t ", "\r", "\x00", "\x07", "\x0b", "\x1b[31mred", "\x85", "\x9b2J"),
+    *("\u00a0", "\u200b", "\u2028", "\u202e", "\u3000", "\ufeff", "\ufffe", "\U000f0000"),
+]
+
+
+def can_be_shown(picture):
+    """Well-formed SVG, and nothing in the text that a terminal would obey."""
+    ET.fromstring(picture.svg)
+    assert picture.text == printable(picture.text)
+    assert not set(picture.text) & {chr(n) for n in (*range(10), *range(11, 32), *range(127, 160))}
+    return True
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=ascii)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_strange_text_neither_crashes_nor_vanishes(strange, role):
+    turns = {"system": "Be kind.", "user": "Hi", "assistant": "Ho"} | {role: strange}
+    chat = conversation(*turns.items())
+    families = show.all_families(chat, title=strange)
+    assert can_be_shown(families)
+    assert all(f"\n{family}\n" in families.text for family in ("raw", "chatml", "llama3"))
+    assert visible(strange) in families.text
+    for family in ("raw", "chatml"):
+        explorer = show.template_explorer(chat, family)
+        assert explorer.picture and can_be_shown(explorer.picture)
+        masks = show.mask_explorer(chat, family=family)
+        assert bool(masks.picture) != bool(masks.refusal.value)
+        assert can_be_shown(masks._static)
+
+
+def test_a_mask_that_is_refused_is_named_and_leaves_the_explorer_usable():
+    """The header's line break and the reply's are one token."""
+    chat = conversation(("user", "Hi"), ("assistant", "\n"))
+    assert "Not to be masked by words: token" in show.all_families(chat).text
+    explorer = show.mask_explorer(chat, family="chatml")
+    assert "only some are graded" in explorer.refusal.value and "only some" in repr(explorer)
+    explorer.turns[1].value = "Ho"
+    assert explorer.picture and not explorer.refusal.value
+
+
+def test_turns_without_any_word_are_no_error():
+    explorer = show.mask_explorer(conversation(("user", "Hi")), family="raw")
+    explorer.turns[0].value = " "
+    assert explorer.picture.text.endswith("0 tokens, 0 graded (none)")
+    assert "0/0 none" in show.all_modes(conversation(("user", " ")), "raw").text
+
+
+@pytest.mark.parametrize("strange", [*STRANGE, "\ud800"], ids=ascii)
+def test_strange_titles_names_and_cells(strange, pyplot):
+    for picture in (
+        show.strip(["a", strange], title=strange),
+        show.masks(["a", "b"], {strange: [True, False]}, title=strange),
+    ):
+        assert can_be_shown(picture)
+    table = show.table([{strange: strange}], caption=f"a{strange}b")
+    assert can_be_shown(SimpleNamespace(svg="<svg/>", text=table.text))
+    assert not set(table.html) & set("\x00\x07\x1b\x9b\u202e\ud800")
+
+
+FIGURES = [*(text for text in STRANGE if text != "\n\n"), "\ud800", "$\\frac$", "$5 or $6"]
+
+
+@pytest.mark.parametrize("strange", FIGURES, ids=ascii)
+def test_strange_titles_and_labels_of_figures(strange, pyplot):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph that the font lacks
+        bars, ax = show.bars([strange, "b"], [1, 2], xlabel=strange, alt=f"x{strange}")
+        ax.set_title(strange)
+        ax.set_xticks([0, 1], [strange, "c"])
+        bars.savefig(BytesIO())
+        heat, _ = show.heat([[1, 2]], [strange], [strange, "b"], f"x{strange}")
+        heat.savefig(BytesIO())
+    assert ax.get_title("left") == printable(strange)
+    assert can_be_shown(SimpleNamespace(svg="<svg/>", text=repr(bars)))
 
 
 def test_live_loss_only_collects_in_a_terminal(pyplot):

@@ -48,7 +48,10 @@ class Cell:
 def rows(
     shown: Tokens, left: float, right: float, *, numbers: bool, row_per_turn: bool = True
 ) -> list[list[Cell]]:
-    """The boxes between `left` and `right`, row by row; every turn begins one, if asked."""
+    """The boxes between `left` and `right`, row by row; every turn begins one, if asked.
+
+    No row is empty, so without tokens there is none.
+    """
     narrowest = _narrowest(shown, numbers)
     longest = int((right - left - 2 * PAD) // svg.CHARACTER)
     starts = turn_starts(shown.kinds) if row_per_turn else set()
@@ -62,7 +65,7 @@ def rows(
                 x = left
             found[-1].append(Cell(position, piece, part == 0, round(x, 1), width))
             x += width + GAP
-    return found
+    return list(filter(None, found))
 
 
 def _has_content(row: list[Cell], shown: Tokens) -> bool:

@@ -14,6 +14,7 @@ from course_utils.masking import MASK_MODES, MaskError
 from course_utils.show import strips
 from course_utils.show.overviews import all_families, all_modes, family_strip
 from course_utils.show.strips import Strip
+from course_utils.show.style import printable
 from course_utils.show.svg import Picture
 from course_utils.show.tokens import of_words
 from course_utils.templates import FAMILIES, TemplateError, render
@@ -37,10 +38,14 @@ class Explorer:
         choices: Iterable[str],
         chosen: str,
         draw: Callable[[Conversation, str, bool], Strip],
-        static: Picture,
+        static: Callable[[], Picture],
         option: str | None = None,
     ):
-        self._roles, self._draw, self._static = conversation.roles, draw, static
+        self._roles, self._draw = conversation.roles, draw
+        try:
+            self._static = static()
+        except REFUSALS as error:
+            self._static = strips.picture([], "No strip", notes=[str(error)])
         self.turns = [
             Textarea(
                 message.content,
@@ -77,7 +82,7 @@ class Explorer:
             )
         except REFUSALS as error:
             self.picture, self.strip.value = None, ""
-            self.refusal.value = f"<p><b>No strip:</b> {escape(str(error))}</p>"
+            self.refusal.value = f"<p><b>No strip:</b> {escape(printable(str(error)))}</p>"
         else:
             self.refusal.value = ""
             self.picture = strips.picture([strip])
@@ -106,7 +111,7 @@ def template_explorer(conversation: Conversation, family: str = "llama3") -> Exp
         FAMILIES,
         family,
         draw,
-        static=all_families(conversation),
+        static=lambda: all_families(conversation),
         option="refuse what could not be parsed back",
     )
 
@@ -119,4 +124,4 @@ def mask_explorer(
     def draw(conversation: Conversation, mode: str, _: bool) -> Strip:
         return Strip(of_words(render(conversation, family, lossy=True), mode), title=mode)
 
-    return Explorer(conversation, MASK_MODES, mode, draw, static=all_modes(conversation, family))
+    return Explorer(conversation, MASK_MODES, mode, draw, lambda: all_modes(conversation, family))

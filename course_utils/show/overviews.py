@@ -1,7 +1,7 @@
 """One conversation in all template families, and under all mask modes."""
 
 from course_utils.conversation import Conversation
-from course_utils.masking import MASK_MODES
+from course_utils.masking import MASK_MODES, MaskError
 from course_utils.show import lanes, strips
 from course_utils.show.strips import Strip
 from course_utils.show.svg import Picture
@@ -25,12 +25,16 @@ def all_families(conversation: Conversation, *, title: str | None = None) -> Pic
 def family_strip(conversation: Conversation, family: str, *, lossy: bool = True) -> Strip:
     """The strip of one family, titled with its counts. Says below if it cannot be parsed back."""
     rendered = render(conversation, family, lossy=lossy)
-    words = of_words(rendered)
+    counts, notes = f"{len(rendered.text)} characters", [_why_not_invertible(conversation, family)]
+    try:
+        counts += f"; as words and markers: {of_words(rendered).summary}"
+    except MaskError as error:
+        notes.append(f"Not to be masked by words: {error}")
     return Strip(
         of_spans(rendered, "assistant"),
         title=family,
-        note=_why_not_invertible(conversation, family),
-        counts=f"{len(rendered.text)} characters; as words and markers: {words.summary}",
+        note=" ".join(filter(None, notes)) or None,
+        counts=counts,
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from course_utils.show.style import INK, PALE_INK, PALETTE
+from course_utils.show.style import INK, PALE_INK, PALETTE, printable
 
 STYLE = {
     "figure.dpi": 110,
@@ -26,6 +27,7 @@ STYLE = {
     "axes.axisbelow": True,
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,  # a text of somebody else's with two dollar signs is no formula
     "xtick.color": PALE_INK,
     "ytick.color": PALE_INK,
     "xtick.labelcolor": INK,
@@ -37,7 +39,23 @@ STYLE = {
 
 
 class DescribedFigure(Figure):
-    """A figure whose plain-text twin and whose image's alternative text are its description."""
+    """A figure whose plain-text twin and whose image's alternative text are its description.
+
+    Titles and labels may be any text: what no font has is written as its code point.
+    """
+
+    def set_label(self, label):
+        super().set_label(printable(label))
+
+    def draw(self, renderer):
+        for axis in (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            if not all(map(_can_be_shown, labels)):
+                axis.set_ticks(axis.get_ticklocs(), list(map(printable, labels)))
+        for text in self.findobj(Text):
+            if not _can_be_shown(text.get_text()):
+                text.set_text(printable(text.get_text()))
+        super().draw(renderer)
 
     def __repr__(self):
         return self.get_label()
@@ -45,6 +63,10 @@ class DescribedFigure(Figure):
     def _repr_mimebundle_(self, include=None, exclude=None):
         # The image itself comes from whatever formatter is set up for figures.
         return {}, {"image/png": {"alt": self.get_label()}}
+
+
+def _can_be_shown(text: str) -> bool:
+    return printable(text) == text
 
 
 def figure(width: float = 7, height: float = 3, *, alt: str):

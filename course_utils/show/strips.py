@@ -163,7 +163,7 @@ def _text(one: Strip) -> str:
     """The strip in plain text: a line for each token."""
     shown = one.shown
     digits = len(str(len(shown) - 1))
-    widest_kind = max(columns(kind or "") for kind in shown.kinds)
+    widest_kind = max((columns(kind or "") for kind in shown.kinds), default=0)
     lines = [one.title] if one.title else []
     for position, token in enumerate(shown.tokens):
         line = [f"{position:>{digits}}"] if one.numbers else []

@@ -137,7 +137,7 @@ def count(graded: Sequence[bool] | None, special: Sequence[bool], noun: str) -> 
 
 
 def share(graded: Sequence[bool]) -> str:
-    return f"{100 * sum(graded) / len(graded):.0f} %"
+    return f"{100 * sum(graded) / len(graded):.0f} %" if graded else "none"
 
 
 def runs(graded: Sequence[bool]) -> str:

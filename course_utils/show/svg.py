@@ -6,7 +6,7 @@ No ids, no CSS and no patterns: what is drawn does not depend on what else is on
 from dataclasses import dataclass
 from html import escape
 
-from course_utils.show.style import INK, PAPER, columns
+from course_utils.show.style import INK, PAPER, columns, printable
 
 FONT_SIZE, CHARACTER = 11.5, 6.9  # one column of the monospace font, in px
 MARGIN, WIDEST = 12, 870  # px
@@ -15,10 +15,15 @@ MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """A picture (`svg`) with its twin in plain text (`text`)."""
+    """A picture (`svg`) with its twin in plain text (`text`); both can be shown anywhere."""
 
     svg: str
     text: str
+
+    def __post_init__(self):
+        # Titles and names come from whoever calls. One control character, and the SVG is none.
+        object.__setattr__(self, "svg", printable(self.svg))
+        object.__setattr__(self, "text", printable(self.text))
 
     def __repr__(self):
         return self.text
@@ -28,11 +33,12 @@ class Picture:
 
 
 def width_of(words: str, size: float = FONT_SIZE) -> float:
-    return columns(words) * CHARACTER * size / FONT_SIZE
+    return columns(printable(words)) * CHARACTER * size / FONT_SIZE
 
 
 def text(x, y, words, *, size=FONT_SIZE, fill=INK, anchor=None, bold=False) -> str:
     """A line of monospace text. Its width is given, so that it fits whatever font is found."""
+    words = printable(words)
     # Renderers merge and trim ordinary spaces.
     shown = escape(words.replace(" ", "\u00a0"))
     attributes = [f'x="{x:g}" y="{y:g}" fill="{fill}" font-size="{size}"']

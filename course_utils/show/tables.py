@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from html import escape
 from numbers import Number
 
-from course_utils.show.style import columns, pad
+from course_utils.show.style import columns, pad, printable
 
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """A table (`html`) with its twin in plain text (`text`)."""
+    """A table (`html`) with its twin in plain text (`text`); both can be shown anywhere."""
 
     html: str
     text: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "html", printable(self.html))
+        object.__setattr__(self, "text", printable(self.text))
 
     def __repr__(self):
         return self.text
@@ -48,7 +52,7 @@ def _shown(value) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
+    return printable(str(value))
 
 
 def _html(names, cells, numeric, caption) -> str:
@@ -71,7 +75,7 @@ def _html(names, cells, numeric, caption) -> str:
 
 
 def _text(names, cells, numeric, caption) -> str:
-    lines = [[str(name) for name in names]]
+    lines = [[printable(str(name)).replace("\n", "↵") for name in names]]
     lines += [[cell.replace("\n", "↵") for cell in row] for row in cells]
     widths = [max(columns(line[n]) for line in lines) for n in range(len(names))]
     rule = ["-" * width for width in widths]
