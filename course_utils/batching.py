@@ -24,6 +24,11 @@ class Prepared:
         return sum(sample.graded_tokens for sample in self.samples)
 
     @property
+    def unstopped(self) -> int:
+        """Graded replies that nothing ends: trained on them, a model does not learn to stop."""
+        return sum(sample.unstopped for sample in self.samples)
+
+    @property
     def truncated(self) -> list[Sample]:
         """The samples of which something was cut off, with how much."""
         return [sample for sample in self.samples if sample.dropped_tokens]
@@ -41,6 +46,11 @@ class Prepared:
             lines.append(
                 f"  {_count(len(cut), 'sample')} cut at the end of a turn; "
                 f"replies dropped: {replies}, tokens: {tokens}"
+            )
+        if self.unstopped:
+            lines.append(
+                f"  graded replies without a stop: {self.unstopped}; the template writes nothing "
+                "after them at which a server could stop"
             )
         for name, reason in self.refused[:5]:
             lines.append(f"  {name}: {reason.removeprefix(f'conversation {name!r}: ')}")

@@ -10,13 +10,14 @@ every entry of the vocabulary and on thousands of mixtures of them; otherwise, a
 not installed, nothing changes but the time.
 """
 
-import json
 import random
 import re
 import unicodedata
 from functools import lru_cache
+from threading import Lock
 from weakref import WeakKeyDictionary
 
+from course_utils.backends import backends
 from course_utils.tokenizers import TokenizerError, special_pattern, special_tokens
 
 
@@ -33,27 +34,26 @@ class PieceEncoder:
                 "this tokenizer has no fast version (tokenizer.json), and only those say exactly "
                 "which text a token stands for. Load it with AutoTokenizer where there is one."
             )
-        self.tokenizer = tokenizer
-        self.backend = tokenizer.backend_tokenizer
+        self.backends = backends(tokenizer)
+        self.marked, self.ordinary = self.backends.marked, self.backends.ordinary
         self.special_tokens = special_tokens(tokenizer)
         self.specials = special_pattern(self.special_tokens)
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         # Added tokens that are not special, such as <think>, count as such in any text.
         self.others = {
-            text: tokenizer.convert_tokens_to_ids(text)
-            for text in added
-            if text not in self.special_tokens
+            text: self.marked.token_to_id(text) for text in added if text not in self.special_tokens
         }
         self.other_pattern = re.compile(f"({special_pattern(tuple(self.others)).pattern})")
         self.first_characters = {text[0] for text in self.others if text}
         self.first_of_specials = {text[0] for text in self.special_tokens if text}
         self.special_ids = {self.special_id(token) for token in self.special_tokens}
         self.piecewise = self._same_in_pieces()
+        self.longest = self._longest()
         self.fast = proven_tiktoken(tokenizer, self) if fast and self.piecewise else None
         self.constant = lru_cache(maxsize=4096)(lambda text: self.encode_many([text])[0])
 
     def special_id(self, token: str) -> int:
-        return self.tokenizer.convert_tokens_to_ids(token)
+        return self.marked.token_to_id(token)
 
     def looks_special(self, text: str) -> bool:
         """Does anything in the text look like a special token?"""
@@ -64,28 +64,18 @@ class PieceEncoder:
 
     def encode_whole(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, in which special tokens are special, whoever wrote them."""
-        # A call with split_special_tokens=True leaves this on.
-        self.backend.encode_special_tokens = False
-        return [
-            found.ids for found in self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        return _batch(self.marked, texts)
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, none of them a special token's."""
         if self.fast is not None:
             return [self._encode_fast(text) for text in texts]
-        suspects = {place for place, text in enumerate(texts) if self.looks_special(text)}
-        plain = [text for place, text in enumerate(texts) if place not in suspects]
-        found = iter(self.encode_whole(plain))
-        return [
-            self._as_ordinary_text(text) if place in suspects else next(found)
-            for place, text in enumerate(texts)
-        ]
+        return _batch(self.ordinary, texts)
 
     def ends(self, text: str) -> set[int]:
         """The characters of the text at which a token ends, and 0."""
-        found = self._tokenize(text, split_special_tokens=True, return_offsets_mapping=True)
-        return {0, *(end for _, end in found["offset_mapping"])}
+        found = self.ordinary.encode(text, add_special_tokens=False)
+        return {0, *(end for _, end in found.offsets)}
 
     def _encode_fast(self, text: str) -> list[int]:
         if any(character in text for character in self.first_characters):
@@ -98,34 +88,47 @@ class PieceEncoder:
             return ids
         return self.fast(text)
 
-    def _as_ordinary_text(self, text: str) -> list[int]:
-        return self._tokenize(text, split_special_tokens=True)["input_ids"]
-
-    def _tokenize(self, text: str, **options):
-        return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
-
     def _same_in_pieces(self) -> bool:
         """Does a piece between two special tokens have the same ids alone and in the whole?"""
         tokens = [token for token in self.special_tokens if token.strip() == token][:4]
         for piece in ("a", " a", "\na", "a ", "a\n", " ", "\n\n", "A 1"):
             for token in tokens:
-                whole = self._tokenize(token + piece + token + piece)["input_ids"]
-                alone = self._tokenize(piece)["input_ids"]
+                (whole,) = _batch(self.marked, [token + piece + token + piece])
+                (alone,) = _batch(self.marked, [piece])
                 if whole != [self.special_id(token), *alone] * 2:
                     return False
         return True
 
+    def _longest(self) -> float:
+        """The most characters that one token can cover, as far as that is known."""
+        described = self.backends.described
+        steps, normalizer = str(described["pre_tokenizer"]), described["normalizer"]
+        if "ByteLevel" not in steps or normalizer not in (None, {"type": "NFC"}):
+            return float("inf")  # an unknown text of any length may be one token
+        # Composing makes at most three characters one (Unicode Standard Annex 15, "Maximum
+        # expansion" read backward), and no byte is more than one character.
+        entries = [*described["model"]["vocab"], *(t["content"] for t in described["added_tokens"])]
+        return max(map(len, entries)) * (3 if normalizer else 1)
+
+
+def _batch(backend, texts: list[str]) -> list[list[int]]:
+    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
 
 _encoders: WeakKeyDictionary = WeakKeyDictionary()
+_lock = Lock()
 
 
 def encoder_of(tokenizer, *, fast: bool = True) -> PieceEncoder:
     """The tokenizer's encoder, made (and proven) the first time it is asked for."""
-    made = _encoders.setdefault(tokenizer, {})
-    key = (fast, len(tokenizer), tuple(map(str, tokenizer.all_special_tokens)))
-    if key not in made:
-        made[key] = PieceEncoder(tokenizer, fast)
-    return made[key]
+    if not tokenizer.is_fast:
+        return PieceEncoder(tokenizer, fast)  # says what to do
+    current = backends(tokenizer)
+    with _lock:
+        made = _encoders.setdefault(tokenizer, {})
+        if fast not in made or made[fast].backends is not current:
+            made[fast] = PieceEncoder(tokenizer, fast)
+        return made[fast]
 
 
 # --- the fast path -------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ def proven_tiktoken(tokenizer, exact: PieceEncoder, mixtures: int = 4000):
         import tiktoken
     except ImportError:
         return None
-    described = json.loads(exact.backend.to_str())
+    described = exact.backends.described
     pattern, normalizer = _pattern(described["pre_tokenizer"]), described["normalizer"]
     if (
         described["model"]["type"] != "BPE"
@@ -179,8 +182,8 @@ def proven_tiktoken(tokenizer, exact: PieceEncoder, mixtures: int = 4000):
         return encoding.encode_ordinary(text)
 
     texts = _evidence([*PROBES], ranks, exact, mixtures)
-    expected = exact.backend.encode_batch_fast(texts, add_special_tokens=False)
-    same = all(encode(text) == found.ids for text, found in zip(texts, expected, strict=True))
+    expected = _batch(exact.marked, texts)
+    same = all(encode(text) == ids for text, ids in zip(texts, expected, strict=True))
     return encode if same else None
 
 

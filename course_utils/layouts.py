@@ -11,52 +11,67 @@ earlier turns no single text holds all prompts, so each reply gets a `Layout` of
 """
 
 import json
+from collections import OrderedDict
+from dataclasses import replace
+from itertools import count
 
 from course_utils.conversation import Conversation
-from course_utils.plans import Layout, Plan, fill
+from course_utils.plans import Layout, Plan, Turn, fill, is_mark
 from course_utils.reading import Reader, check_kept, lost
-from course_utils.rerendering import MaskError, render_template, uninvited_prompt
-from course_utils.shapes import keys_in, map_texts, shape
-from course_utils.tokenizers import special_pattern, special_tokens
+from course_utils.rendering import ChatTemplate, MaskError
+from course_utils.rerendering import TOOLS_IGNORED, check_names, uninvited_prompt
+from course_utils.shapes import map_texts, shape
+from course_utils.tokenizers import special_pattern
 from course_utils.watching import Record, Unwatchable, watched_template
 
 # Up to this many replies every prompt is rendered to prove the plan. In longer conversations the
 # middle ones are proven by standing between the same pieces of the template as proven ones.
 PROVEN_FIRST, PROVEN_LAST = 16, 4
-# So many conversations of each plan are also rendered by transformers and compared.
-CHECKED = 3
-# Plans kept for one shape; the template's answers tell them apart.
-KEPT_PLANS = 8
+# For so many conversations of each plan the prompts are rendered, too, and compared.
+PROMPTS_COMPARED = 3
+# Plans kept for one shape (the template's answers tell them apart), and shapes kept.
+KEPT_PLANS, KEPT_SHAPES = 8, 1024
 
 
 class Planner:
-    """Plans for one tokenizer and its template. `options` go to the template."""
+    """Plans for one chat template. `options` go to the template.
 
-    def __init__(self, tokenizer, options: dict):
-        self.tokenizer, self.options = tokenizer, options
-        self.specials = special_pattern(special_tokens(tokenizer))
-        self.plans: dict[tuple, list[Plan]] = {}
-        self.uninvited = uninvited_prompt(tokenizer, special_tokens(tokenizer), options)
+    tools:   whether the chats have tools, for which some tokenizers hold a template of their own
+    numbers: iterator of numbers for plans
+    """
+
+    def __init__(self, template: ChatTemplate, options: dict, *, tools: bool = False, numbers=None):
+        self.template, self.options = template, options
+        self.specials = special_pattern(template.specials)
+        self.plans: OrderedDict[tuple, list[Plan]] = OrderedDict()
+        self.numbers = numbers or count()
+        self.dropped: list[int] = []  # numbers of plans that are no longer kept
+        source = template.sources[template.name(tools)]
+        self.uninvited = uninvited_prompt(template, options, tools=tools)
+        self.watched, self.reason = None, ""
         try:
-            self.template = watched_template(tokenizer.get_chat_template())
-        except Unwatchable:
-            self.template = None
-        self.variables = {**tokenizer.special_tokens_map, **options}
+            self.watched = watched_template(source)
+        except Unwatchable as error:
+            self.reason = str(error)
+        except RecursionError:
+            raise MaskError("the chat template is nested too deeply to be read.") from None
+        except Exception as error:  # Jinja's parser may raise anything on a broken template
+            raise MaskError(f"the chat template cannot be read: {error}.") from None
 
     def plan(
         self, conversation: Conversation, *, only_last: bool = False, headers: bool = False
     ) -> tuple[Plan, list]:
-        """The plan for a conversation, and its values.
+        """The plan for a conversation, and its values, compared with what the template writes.
 
         Raises `Unwatchable` where the template cannot be followed, and `MaskError` where it can
         and no mask would be right.
         """
-        if self.template is None:
-            raise Unwatchable("the template uses the private characters of the marks")
+        if self.watched is None:
+            raise Unwatchable(self.reason)
         key, texts, owners = shape(conversation)
-        if conversation.tools:
-            key = (*key, json.dumps(conversation.tools))
-        plans = self.plans.setdefault((key, only_last, headers), [])
+        key = (key, json.dumps(conversation.tools), only_last, headers)
+        plans = self.plans.setdefault(key, [])
+        self.plans.move_to_end(key)
         for place, plan in enumerate(plans):
             if (values := plan.values(texts)) is not None:
                 if place:
@@ -65,10 +80,15 @@ class Planner:
         else:
             plan = self.make(conversation, texts, owners, only_last, headers)
             plans.insert(0, plan)
+            self.dropped += [old.number for old in plans[KEPT_PLANS:]]
             del plans[KEPT_PLANS:]
+            if len(self.plans) > KEPT_SHAPES:
+                _, old = self.plans.popitem(last=False)
+                self.dropped += [plan.number for plan in old]
             values = plan.values(texts)
-        if plan.checked < CHECKED:
-            self.compare(conversation, plan, values)
+            if values is None:
+                raise Unwatchable("the template answers its own questions in two ways")
+        self.compare(conversation, plan, values)
         for message, text in plan.absent:
             if values[text].strip():
                 raise MaskError(lost(message, conversation[message].role, values[text]))
@@ -96,6 +116,7 @@ class Planner:
         if len(replies) > PROVEN_FIRST + PROVEN_LAST:
             proven = replies[:PROVEN_FIRST] + replies[-PROVEN_LAST:]
         whole = run.text(len(conversation))
+        check_tools(run, whole)
         together = all(
             whole.startswith(longer) and longer.startswith(run.text(reply, prompt=True))
             for reply in proven
@@ -105,41 +126,66 @@ class Planner:
         if together:
             turns = [reader.turn(run, reply, headers) for reply in proven]
             turns += reader.between(whole, turns, [r for r in replies if r not in set(proven)])
-            turns = tuple(sorted(turns, key=lambda turn: turn.message))
-            layouts = [Layout(whole, turns, len(conversation))]
+            turns = sorted(turns, key=lambda turn: turn.message)
+            layouts = [self.stopped(run, whole, turns, len(conversation))]
             reader.check_context(whole, len(conversation))
         else:
             layouts = []
             for reply in replies:
                 turn = reader.turn(run, reply, headers)
-                layouts.append(Layout(run.text(reply + 1), (turn,), reply + 1))
+                layouts.append(self.stopped(run, run.text(reply + 1), [turn], reply + 1))
                 reader.check_context(layouts[-1].marked, reply)
-        return Plan(record, layouts, reader.cut_texts, reader.absent)
+        return Plan(record, layouts, reader.cut_texts, reader.absent, next(self.numbers))
+
+    def stopped(self, run: "Run", marked: str, turns: list[Turn], messages: int) -> Layout:
+        """The layout in which every reply ends with the token that the model must write to stop.
+
+        In some formats (GLM's) that is no end of turn but the opening of whatever turn comes next.
+        Where one comes, its opening is graded; behind the last reply it is added.
+        """
+        added = ""
+        for place, turn in enumerate(turns):
+            following = run.conversation.messages[turn.message + 1 : turn.message + 2]
+            if self.specials.search(marked, turn.stop, turn.end) or (
+                following and following[0].role == "assistant"
+            ):
+                continue
+            opening = self.specials.match(marked, turn.after)
+            if opening is None and turn.after == len(marked):
+                added = run.opening(turn.message, marked[turn.stop :])
+                marked += added
+                opening = self.specials.match(marked, turn.after)
+            if opening is not None:
+                stop, end = opening.span()
+                turns[place] = replace(turn, stop=stop, end=end, after=end)
+        return Layout(marked, tuple(turns), messages, added)
 
     def compare(self, conversation, plan: Plan, values: list) -> None:
-        """The plan against transformers: the same texts, and the prompts that it would serve."""
+        """The plan against the template itself: what it writes for this very conversation.
+
+        The text of every sample is compared, always. The prompts before its replies are compared
+        for the first conversations of a plan; for later ones they follow from the same answers.
+        """
         messages = conversation.as_messages()
-        options = dict(self.options, tools=list(conversation.tools) or None)
+        options = dict(self.options, tools=list(conversation.tools))
         for layout in plan.layouts:
             text = fill(layout.marked, values)
-            expected = render_template(self.tokenizer, messages[: layout.messages], **options)
-            same = text == expected.removesuffix(self.uninvited)
-            for turn in layout.turns[: PROVEN_FIRST if plan.checked == 0 else 0]:
-                prompt = render_template(
-                    self.tokenizer, messages[: turn.message], add_generation_prompt=True, **options
-                )
-                same = same and text.startswith(prompt)
+            expected = self.template.write(messages[: layout.messages], **options)
+            same = text == expected.removesuffix(self.uninvited) + layout.added
+            for turn in layout.turns[: PROVEN_FIRST if plan.compared < PROMPTS_COMPARED else 0]:
+                prompt = self.template.write(messages[: turn.message], prompt=True, **options)
                 same = same and fill(layout.marked[: turn.start], values) == prompt
             if not same:
                 raise Unwatchable("the template does not write what it was seen to write")
-        plan.checked += 1
+        plan.compared += 1
 
 
 class Run:
     """What the template writes for the first messages of a conversation, with marks; remembered."""
 
     def __init__(self, planner: Planner, record: Record, conversation: Conversation):
-        self.planner, self.conversation, self.written = planner, conversation, {}
+        self.planner, self.record, self.conversation = planner, record, conversation
+        self.written: dict[tuple[int, bool], str] = {}
         numbers = iter(range(len(record.texts)))
         self.messages = []
         for message in conversation:
@@ -152,43 +198,62 @@ class Run:
 
     def text(self, count: int, prompt: bool = False) -> str:
         if (count, prompt) not in self.written:
-            self.written[count, prompt] = self.render(count, prompt)
+            self.written[count, prompt] = self.render(self.messages[:count], prompt)
         return self.written[count, prompt]
 
-    def render(self, count: int, prompt: bool) -> str:
-        from jinja2.exceptions import TemplateError as JinjaError
-
+    def render(self, messages: list[dict], prompt: bool = False, tools: bool = True) -> str:
         try:
-            pieces = self.planner.template.generate(
-                messages=self.messages[:count],
-                tools=self.tools,
+            text = self.record.write(
+                self.planner.watched,
+                messages=messages,
+                tools=self.tools if tools else None,
                 documents=None,
                 add_generation_prompt=prompt,
-                **self.planner.variables,
+                **self.planner.template.variables | self.planner.options,
             )
-            text = "".join(str.__str__(piece) for piece in pieces)
-        except (JinjaError, TypeError, ValueError, AttributeError, LookupError) as error:
+        except (MemoryError, Unwatchable):
+            raise
+        except Exception as error:
             # If the template refuses these messages as they are, too, this raises MaskError.
-            self.plainly(count, prompt)
+            self.planner.template.write(
+                self.conversation.as_messages()[: len(messages)],
+                prompt=prompt,
+                tools=self.tools,
+                **self.planner.options,
+            )
             raise Unwatchable(str(error)) from None
         return text if prompt else text.removesuffix(self.planner.uninvited)
 
-    def plainly(self, count: int, prompt: bool) -> str:
-        return render_template(
-            self.planner.tokenizer,
-            self.conversation.as_messages()[:count],
-            add_generation_prompt=prompt,
-            tools=self.tools,
-            **self.planner.options,
-        )
+    def opening(self, message: int, tail: str) -> str:
+        """The special token with which the turn after this reply opens; "" if there is none.
+
+        tail: what the template writes between the reply's last text and its end
+        """
+        following = self.messages[message + 1 : message + 2]
+        if not following:
+            called = self.conversation[message].tool_calls
+            following = [{"role": "tool" if called else "user", "content": "x"}]
+        try:
+            longer = self.render(self.messages[: message + 1] + following)
+        except (Unwatchable, MaskError):
+            return ""
+        # The template may write this reply in another way once it is history; its texts are known
+        # by their marks all the same.
+        marks = [place for place, c in enumerate(self.text(message + 1)) if is_mark(c)]
+        last = longer.rfind(self.text(message + 1)[marks[-1]]) if marks else -1
+        if last < 0 or not longer.startswith(tail, last + 1):
+            return ""
+        opening = self.planner.specials.match(longer, last + 1 + len(tail))
+        return opening[0] if opening else ""
 
 
-def check_names(conversation: Conversation, specials) -> None:
-    """Descriptions of tools and names of arguments are no texts that can be kept apart."""
-    tools = json.dumps(conversation.tools, ensure_ascii=False)
-    names = keys_in([call for message in conversation for call in message.tool_calls])
-    if found := specials.search("\n".join([tools, *names])):
-        raise MaskError(
-            f"{found[0]!r}, which is a special token of this tokenizer, stands in the description "
-            "of a tool or in the name of an argument. Remove it."
-        )
+def check_tools(run: Run, whole: str) -> None:
+    """Tools that the template does not write would never reach the model."""
+    if not run.tools:
+        return
+    try:
+        without = run.render(run.messages, tools=False)
+    except (Unwatchable, MaskError):
+        return  # it needs them
+    if without == whole:
+        raise MaskError(TOOLS_IGNORED)

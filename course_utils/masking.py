@@ -9,32 +9,31 @@ The rule of this module: a mask is right or it is refused. Whatever cannot be lo
 
 How the places are found in a template that nobody has read: `watching` runs it on watched texts,
 `reading` finds the replies in what it wrote, `layouts` makes that a plan for all conversations of
-one shape (`shapes`, `plans`). `assembly` and `encoding` turn a filled plan into ids. `rerendering`
-is the plain way, for templates that cannot be followed, and the reference in tests.
+one shape (`shapes`, `plans`) and compares the text of every conversation with what the template
+writes for it. All this happens in a process that templates cannot leave (`confinement`). `assembly`
+and `encoding` turn a filled plan into ids. `rerendering` is the plain way, for templates that
+cannot be followed, and the reference in tests.
 """
 
 import gc
+import pickle
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from weakref import WeakKeyDictionary
 
 from course_utils.assembly import Assembly, Run
+from course_utils.confinement import confined, render_template  # noqa: F401
 from course_utils.conversation import Conversation
-from course_utils.encoding import PieceEncoder, encoder_of
-from course_utils.layouts import Planner
-from course_utils.plans import Layout, fill, is_mark
-from course_utils.rerendering import (
-    STEERED,
-    MaskError,
-    guarded,
-    render_template,
-    spans_by_rerendering,
-)
+from course_utils.encoding import encoder_of
+from course_utils.plans import Layout, fill
+from course_utils.rendering import MaskError
+from course_utils.rerendering import guarded, rendered_spans
+from course_utils.shapes import shape
 from course_utils.templates import Rendered, Span, TemplateError, render
-from course_utils.tokenizers import Encoded, TokenizerError, WordTokenizer, encode, guard, unguard
-from course_utils.watching import FIRST_MARK, Unwatchable
+from course_utils.tokenizers import Encoded, TokenizerError, WordTokenizer, encode
 
 # What torch's cross_entropy ignores by default.
 IGNORE_INDEX = -100
@@ -117,6 +116,7 @@ class Sample:
     id:        the conversation's id
     weights:   shape (T,), how much each label counts in the loss; None: all the same
     dropped_replies, dropped_tokens: what was cut off to keep to a length
+    unstopped: graded replies after which the template writes nothing that would end them
     """
 
     input_ids: list[int]
@@ -127,6 +127,7 @@ class Sample:
     weights: list[float] | None = None
     dropped_replies: int = 0
     dropped_tokens: int = 0
+    unstopped: int = 0
 
     def __len__(self):
         return len(self.input_ids)
@@ -155,6 +156,18 @@ class Options:
             raise MaskError(f"reasoning is {self.reasoning!r}: choose from grade, mask.")
         if self.max_length is not None and self.max_length < 1:
             raise MaskError(f"max_length is {self.max_length}: give a number of tokens, 1 or more.")
+        if taken := {name for name, _ in self.template_options} & RESERVED:
+            raise MaskError(
+                f"{', '.join(sorted(taken))}: not an option of a template but what it is called "
+                "with. Leave it out; tokenizer.chat_template sets the template."
+            )
+
+
+# What transformers itself passes, or takes for itself, when it calls a template.
+RESERVED = {"messages", "conversation", "conversations", "tools", "documents", "chat_template"}
+RESERVED |= {"add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"}
+RESERVED |= {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+RESERVED |= {"tokenizer_kwargs", "sanitize_control_tokens"}
 
 
 def training_samples(
@@ -179,6 +192,8 @@ def training_samples(
     still fits, never inside a turn. `reasoning="mask"` grades what comes after the reasoning only.
     Replies with `train=False` and tool outputs are never graded in the modes that grade replies.
 
+    A conversation's own `template_options` come before these.
+
     Raises `MaskError`, naming the conversation, if no mask would certainly be right, if the
     tokenizer has no template, or if nothing is left to grade.
     """
@@ -201,15 +216,31 @@ def samples_of(
     else:
         make = _Maker(tokenizer, options)
     chats = iter(conversations)
-    while chunk := list(islice(chats, together)):
+    chunks = iter(lambda: list(islice(chats, together)), [])
+    for chunk, drafts in _working_ahead(make.drafts, chunks):
         with _collector_paused():
-            outcomes = _outcomes(chunk, make, options)
+            outcomes = _outcomes(chunk, drafts, make, options)
         yield from zip(chunk, outcomes, strict=True)
 
 
-def _outcomes(chunk: list[Conversation], make, options: Options) -> list[list[Sample] | MaskError]:
-    drafts = [_refusing(chat, make.draft, chat) for chat in chunk]
-    encoded = iter(make.encode([draft for draft in drafts if isinstance(draft, Draft)]))
+def _working_ahead(function: Callable, items: Iterable) -> Iterator[tuple]:
+    """(item, function(item)) for each item; the next one is worked on while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 1:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+
+
+def _outcomes(
+    chunk: list[Conversation], drafts: list, make, options: Options
+) -> list[list[Sample] | MaskError]:
+    ready = [draft for draft in drafts if isinstance(draft, Draft)]
+    encoded = iter(_refusing(None, make.encode, ready) if ready else ())
     outcomes = []
     for chat, draft in zip(chunk, drafts, strict=True):
         if isinstance(draft, Draft):
@@ -232,15 +263,18 @@ def _collector_paused():
             gc.enable()
 
 
-def _refusing(chat: Conversation, make, *arguments):
+def _refusing(chat: Conversation | None, make, *arguments):
     """What `make(*arguments)` gives, or a `MaskError` that names the conversation."""
     try:
         return make(*arguments)
     except (MaskError, TemplateError, TokenizerError) as error:
-        name = f"conversation {chat.id!r}: " if chat.id is not None else ""
-        refusal = MaskError(f"{name}{error}")
-        refusal.__suppress_context__ = True
-        return refusal
+        said = str(error)
+    except Exception as error:  # one bad conversation must not end a data set
+        said = f"this conversation cannot be masked ({type(error).__name__}: {error})."
+    named = chat is not None and chat.id is not None
+    refusal = MaskError(f"conversation {chat.id!r}: {said}" if named else said)
+    refusal.__suppress_context__ = True
+    return refusal
 
 
 @dataclass(frozen=True)
@@ -248,7 +282,8 @@ class Draft:
     """A conversation laid out, of which the texts have yet to be encoded."""
 
     assemblies: list[Assembly]
-    values: list
+    values: dict[int, str]
+    unstopped: list[int]  # for each assembly
 
     def texts(self) -> list[str]:
         return [text for assembly in self.assemblies for text in assembly.texts(self.values)]
@@ -256,7 +291,7 @@ class Draft:
     def samples(self, chat: Conversation, encoded: list[list[int]]) -> list[Sample]:
         """The samples, from the ids of `texts`."""
         encoded, samples = iter(encoded), []
-        for assembly in self.assemblies:
+        for assembly, unstopped in zip(self.assemblies, self.unstopped, strict=True):
             ids, edges = assembly.finish(self.values, encoded)
             labels = [IGNORE_INDEX] * len(ids)
             graded = []
@@ -266,7 +301,7 @@ class Draft:
                     labels[start:end] = ids[start:end]
                     graded.append(GradedSpan(start, end, run.message))
             cuts = tuple([edges[cut] for cut in assembly.cuts])
-            samples.append(Sample(ids, labels, tuple(graded), cuts, chat.id))
+            samples.append(Sample(ids, labels, tuple(graded), cuts, chat.id, unstopped=unstopped))
         return samples
 
 
@@ -275,38 +310,61 @@ class _Maker:
 
     def __init__(self, tokenizer, options: Options):
         self.tokenizer, self.options = tokenizer, options
-        self.encoder = self.planner = None
+        self.template = self.encoder = None
 
-    def draft(self, chat: Conversation) -> Draft | list[Sample]:
-        """The conversation laid out; or its samples, if the template cannot be followed."""
+    def prepare(self) -> None:
+        self.template = confined(self.tokenizer)
+        self.encoder = encoder_of(self.tokenizer, fast=self.options.fast)
+
+    def drafts(self, chunk: list[Conversation]) -> list[Draft | list[Sample] | MaskError]:
+        """Each conversation laid out, or its samples if the template cannot be followed."""
         options = self.options
-        if self.planner is None:
-            self.planner = _planner(self.tokenizer, options.template_options)
-            self.encoder = encoder_of(self.tokenizer, fast=options.fast)
-        try:
-            if not self.encoder.piecewise:
-                raise Unwatchable("this tokenizer encodes a piece alone in another way")
-            plan, values = self.planner.plan(
-                chat,
-                only_last=options.mode == "last_turn",
-                headers=options.mode == "assistant_and_header",
-            )
-        except Unwatchable:
-            return _by_rerendering(chat, self.tokenizer, options)
-        _check_steering(plan, values, self.encoder)
-        if options.reasoning == "mask":
-            _check_reasoning(plan.layouts, values)
-        key = (options.mode, options.reasoning, options.fast)
+        if self.encoder is None and isinstance(_refusing(None, self.prepare), MaskError):
+            return [_refusing(chat, self.prepare) for chat in chunk]
+        own = options.mode, options.reasoning == "mask", self.encoder.piecewise
+        requests, sent = [], []
+        for chat in chunk:
+            merged = dict(options.template_options) | chat.template_options
+            found = _refusing(chat, pickle.dumps, chat)  # what cannot be sent is refused alone
+            if not isinstance(found, MaskError):
+                requests.append(("plan", chat, merged, *own))
+            sent.append(found if isinstance(found, MaskError) else None)
+        answers = iter(self.template.ask(requests))
+        return [
+            refusal or _refusing(chat, self._draft, chat, next(answers))
+            for chat, refusal in zip(chunk, sent, strict=True)
+        ]
+
+    def _draft(self, chat: Conversation, answer: dict) -> Draft | list[Sample]:
+        options = self.options
+        if "refused" in answer:
+            raise MaskError(answer["refused"])
+        if "samples" in answer:
+            return [self._rerendered(chat, spans) for spans in answer["samples"]]
+        plan = answer["plan"]
+        _, texts, _ = shape(chat)
+        values = dict(enumerate(texts)) | {int(n): text for n, text in answer["values"].items()}
+        if options.max_length is not None:
+            _check_room(plan.layouts, values, options.max_length, self.encoder.longest)
+        key = (options.mode, options.reasoning, id(self.encoder))
         if key not in plan.compiled:
             plan.compiled[key] = [
                 Assembly(layout, graded_runs(layout, *key[:2]), self.encoder)
                 for layout in plan.layouts
             ]
-        return Draft(plan.compiled[key], values)
+        unstopped = [sum(turn.stop == turn.end for turn in layout.turns) for layout in plan.layouts]
+        return Draft(plan.compiled[key], values, unstopped)
+
+    def _rerendered(self, chat: Conversation, spans: list) -> Sample:
+        """A sample from the spans of a text that was found by rendering prefixes."""
+        rendered = Rendered(tuple(Span(*span) for span in spans), "chat template")
+        encoded = encode(self.tokenizer, rendered.text)
+        _check_prompts(rendered, encoded, self.tokenizer)
+        return _from_spans(rendered, encoded, self.options.mode, chat)
 
     def encode(self, drafts: list[Draft]) -> list[list[list[int]]]:
         """The ids of each draft's pieces."""
-        if self.encoder is None or self.encoder.fast is not None:
+        if self.encoder.fast is not None:
             return [self.encoder.encode_many(draft.texts()) for draft in drafts]
         wholes = [a.whole(draft.values) for draft in drafts for a in draft.assemblies]
         found = iter(self.encoder.encode_whole(wholes))
@@ -326,7 +384,10 @@ class _WordMaker:
     def __init__(self, tokenizer: WordTokenizer, options: Options):
         self.tokenizer, self.options = tokenizer, options
 
-    def draft(self, chat: Conversation) -> list[Sample]:
+    def drafts(self, chunk: list[Conversation]) -> list[list[Sample] | MaskError]:
+        return [_refusing(chat, self._samples, chat) for chat in chunk]
+
+    def _samples(self, chat: Conversation) -> list[Sample]:
         return [_words(chat, self.tokenizer, self.options.mode)]
 
     def encode(self, drafts: list[Draft]) -> list:
@@ -419,49 +480,19 @@ def truncate(sample: Sample, max_length: int) -> Sample:
     )
 
 
-# --- what must hold of a single conversation -----------------------------------------------------
+def _check_room(
+    layouts: list[Layout], values: dict[int, str], max_length: int, longest: float
+) -> None:
+    """Refuse a text of which no reply can end within `max_length` tokens, before encoding it.
 
-
-def _check_steering(plan, values: list, encoder: PieceEncoder) -> None:
-    """What looks like a special token in a text must not change what the template writes."""
-    texts = values[: plan.texts]
-    if not encoder.looks_special("\n".join(texts)):
-        return
-    harmless = [guard(text, encoder.special_tokens) for text in texts]
-    found = plan.values(harmless)
-    if found is None:
-        raise MaskError(STEERED)
-    for layout in plan.layouts:
-        for character in filter(is_mark, layout.marked):
-            number = ord(character) - FIRST_MARK
-            if unguard(found[number]) != values[number]:
-                raise MaskError(STEERED)
-
-
-def _check_reasoning(layouts: list[Layout], values: list) -> None:
-    """Reasoning that is to be masked must not stand inside what is graded."""
-    for layout in layouts:
-        for turn in layout.turns:
-            if "</think>" in fill(layout.marked[turn.answer : turn.end], values):
-                raise MaskError(
-                    f"turn {turn.message}: the reasoning stands inside the content, where this "
-                    "template does not tell it apart, so it cannot be masked. Move it into "
-                    "'reasoning_content'."
-                )
-
-
-_planners: WeakKeyDictionary = WeakKeyDictionary()
-
-
-def _planner(tokenizer, template_options: tuple) -> Planner:
-    if not getattr(tokenizer, "chat_template", None):
-        render_template(tokenizer, [])  # says what to do
-    made = _planners.setdefault(tokenizer, {})
-    names = tuple(tokenizer.special_tokens_map.items())
-    key = (tokenizer.get_chat_template(), len(tokenizer), repr((names, template_options)))
-    if key not in made:
-        made[key] = Planner(tokenizer, dict(template_options))
-    return made[key]
+    longest: the most characters of one token
+    """
+    ends = [len(fill(layout.marked[: layout.turns[0].end], values)) for layout in layouts]
+    if min(ends) > max_length * longest:
+        raise MaskError(
+            f"no assistant turn ends within {max_length} tokens (the first ends after "
+            f"{min(ends):,} characters). Allow more tokens or leave the conversation out."
+        )
 
 
 # --- the walkthrough's words, and templates that cannot be followed -------------------------------
@@ -474,29 +505,11 @@ def _words(chat: Conversation, tokenizer: WordTokenizer, mode: str) -> Sample:
     return _from_spans(rendered, tokenizer.encode(rendered.text, specials), mode, chat)
 
 
-def _by_rerendering(chat: Conversation, tokenizer, options: Options) -> list[Sample]:
-    """The last resort: every prefix rendered anew, one sample for each reply if need be."""
-    if options.reasoning == "mask":
-        raise MaskError(
-            "this template cannot be followed, so reasoning cannot be told apart in it."
-        )
-    template_options = dict(options.template_options)
-
-    def sample(chat, only_last):
-        rendered = spans_by_rerendering(
-            chat, tokenizer, only_last=only_last, options=template_options
-        )
-        encoded = encode(tokenizer, rendered.text)
-        _check_prompts(rendered, encoded, tokenizer)
-        return _from_spans(rendered, encoded, options.mode, chat)
-
-    replies = [turn for turn, m in enumerate(chat) if m.role == "assistant" and m.train]
-    try:
-        return [sample(chat, options.mode == "last_turn")]
-    except MaskError:
-        if options.mode != "assistant" or len(replies) < 2:
-            raise
-    return [sample(chat.prefix(turn + 1), True) for turn in replies]
+def spans_by_rerendering(
+    conversation: Conversation, tokenizer, *, only_last: bool = False, options: dict | None = None
+) -> Rendered:
+    """`rerendering.rendered_spans` of a tokenizer's chat template."""
+    return rendered_spans(conversation, confined(tokenizer), only_last=only_last, options=options)
 
 
 def _from_spans(rendered: Rendered, encoded: Encoded, mode: str, chat: Conversation) -> Sample:
@@ -505,7 +518,10 @@ def _from_spans(rendered: Rendered, encoded: Encoded, mode: str, chat: Conversat
     kept = tuple(run for run in graded if run.message is None or chat[run.message].train)
     for run in set(graded) - set(kept):
         labels[run.start : run.end] = [IGNORE_INDEX] * (run.end - run.start)
-    return Sample(encoded.ids, labels, kept, _cuts(rendered, encoded), chat.id)
+    replies = {span.turn for span in rendered.spans if span.generated}
+    ended = {span.turn for span in rendered.spans if span.kind == "eot" and span.text}
+    cuts = _cuts(rendered, encoded)
+    return Sample(encoded.ids, labels, kept, cuts, chat.id, unstopped=len(replies - ended))
 
 
 def _owners(rendered: Rendered) -> list[Span]:

@@ -33,25 +33,38 @@ class Turn:
 
 @dataclass(frozen=True)
 class Layout:
-    """The first `messages` of a conversation with marks, and where its graded replies stand."""
+    """The first `messages` of a conversation with marks, and where its graded replies are.
+
+    added: the token that ends the last reply, where the template itself would write it only as the
+           opening of a next turn
+    """
 
     marked: str
     turns: tuple[Turn, ...]
     messages: int
+    added: str = ""
 
 
 class Plan:
     """The layouts of one shape, and the steps that turn a conversation's texts into values."""
 
-    def __init__(self, record: Record, layouts: list[Layout], cut_texts: list, absent: list):
-        self.layouts = layouts
+    def __init__(
+        self,
+        record: Record,
+        layouts: list[Layout],
+        cut_texts: list,
+        absent: list,
+        number: int = 0,
+    ):
+        self.layouts, self.number = layouts, number
         # What has to be looked at in every conversation, as (message, number of the text, ...):
         # texts that the template takes apart, with the pieces; texts that it does not write.
         self.cut_texts, self.absent = cut_texts, absent
         self.texts = len(record.texts)
-        self.checked = 0
-        self.compiled = {}  # filled by masking, one entry for each mode
-        needed = {ord(c) - FIRST_MARK for layout in layouts for c in layout.marked if is_mark(c)}
+        self.compared, self.sent = 0, False
+        marked = "".join(layout.marked for layout in layouts)
+        self.marks = {ord(c) - FIRST_MARK for c in marked if is_mark(c)}
+        needed = set(self.marks)
         needed |= set(record.answers)
         needed |= {number for _, text, pieces in cut_texts for number in (text, *pieces)}
         for number in reversed(range(self.texts, len(record.values))):

@@ -8,9 +8,10 @@ import re
 
 from course_utils.conversation import Conversation
 from course_utils.plans import Turn, fill, is_mark, refs
-from course_utils.rerendering import MaskError, rewritten, shown
+from course_utils.rendering import MaskError
+from course_utils.rerendering import rewritten, shown
 from course_utils.shapes import map_leaves
-from course_utils.watching import FIRST_MARK, Record, Unwatchable
+from course_utils.watching import FIRST_MARK, Record, Unwatchable, name_of
 
 # Steps that keep a text but for the white space around it, or write it as JSON.
 KEEPING = {"strip", "lstrip", "rstrip", "_concatenate", "tojson", "join", "do_join", "do_format"}
@@ -44,9 +45,8 @@ class Reader:
             function, frozen = self.record.steps[len(self.sources) - len(self.owners)]
             earlier = refs(frozen)
             self.sources.append(frozenset().union(*(self.sources[n] for n in earlier)))
-            keeps = getattr(function, "__name__", "") in KEEPING or (
-                function.__name__ == "_call" and frozen[0].__name__ in KEEPING
-            )
+            name = name_of(frozen[0] if name_of(function) == "_call" else function)
+            keeps = name in KEEPING
             self.whole.append(keeps and all(self.whole[n] for n in earlier))
         return self.sources[number]
 
@@ -190,7 +190,7 @@ class Reader:
         found, number = set(), self.content_field(message) + 1
         number += self.conversation[message].reasoning is not None
         for call in self.conversation[message].tool_calls:
-            if "id" in call:
+            if isinstance(call.get("id"), str):
                 found.add(number)
                 number += 1
             leaves = []

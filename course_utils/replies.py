@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from course_utils.confinement import confined
 from course_utils.conversation import Conversation
-from course_utils.masking import MaskError, render_template
-from course_utils.tokenizers import encode, encode_untrusted, guard, special_tokens
+from course_utils.rendering import MaskError
+from course_utils.rerendering import check_names, guarded
+from course_utils.tokenizers import encode, encode_untrusted, special_pattern, special_tokens
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,33 @@ class Reply:
 def end_of_turn_id(tokenizer) -> int | None:
     """The id that ends an assistant turn in the tokenizer's chat template.
 
-    Read off the template: the first special token that it writes behind a reply. Where there is
-    none, the line break, if that is all it writes there: such a format (`plain`) ends a reply with
-    its first line. None if there is no template, or if it ends turns in yet another way.
+    Read off the template: the last special token that ends a reply, as masks have it. Where there
+    is none, the line break, if that is all it writes there: such a format (`plain`) ends a reply
+    with its first line. None if there is no template, or if it ends turns in yet another way.
     """
-    if not tokenizer.chat_template:
-        return None
-    reply = "reply-of-the-assistant"
-    answered = [{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}]
-    _, found, behind = render_template(tokenizer, answered).rpartition(reply)
-    known = set(special_tokens(tokenizer))
-    ids = encode(tokenizer, behind).ids if found else []
-    if special := [i for i in ids if tokenizer.convert_ids_to_tokens(i) in known]:
-        return special[0]
-    return ids[0] if behind == "\n" and len(ids) == 1 else None
+    return next(iter(_template_stops(tokenizer)), None)
 
 
 def stop_ids(tokenizer) -> list[int]:
-    """The ids that end a reply: the template's end of turn, and the tokenizer's end of text."""
-    ids = [end_of_turn_id(tokenizer), tokenizer.eos_token_id]
+    """The ids that end a reply: those of the template, and the tokenizer's end of text.
+
+    A template may have several: one after an answer and one after a call to a tool.
+    """
+    ids = [*_template_stops(tokenizer), tokenizer.eos_token_id]
     return list(dict.fromkeys(number for number in ids if number is not None))
+
+
+def _template_stops(tokenizer) -> list[int]:
+    """The ids with which the template ends an answer, then a call."""
+    if not tokenizer.chat_template:
+        return []
+    template = confined(tokenizer)
+    ids = []
+    for stop in template.stops():
+        found = encode(tokenizer, stop).ids
+        if stop in template.specials or (stop == "\n" and len(found) == 1):
+            ids.append(found[0])
+    return ids
 
 
 def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) -> list[int]:
@@ -67,8 +76,12 @@ def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) 
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return start + encode_untrusted(tokenizer, text)
     specials = special_tokens(tokenizer)
-    messages = [{"role": m.role, "content": guard(m.content, specials)} for m in conversation]
-    return encode(tokenizer, render_template(tokenizer, messages, add_generation_prompt=True)).ids
+    check_names(conversation, special_pattern(specials))
+    messages = guarded(conversation, specials).as_messages()
+    text = confined(tokenizer).write(
+        messages, tools=list(conversation.tools), prompt=True, **conversation.template_options
+    )
+    return encode(tokenizer, text).ids
 
 
 def generate(

@@ -9,41 +9,19 @@ import json
 from dataclasses import replace
 
 from course_utils.conversation import Conversation
+from course_utils.plans import is_mark
+from course_utils.rendering import ChatTemplate, MaskError
+from course_utils.shapes import keys_in
 from course_utils.templates import Rendered, Span
-from course_utils.tokenizers import guard, special_pattern, special_tokens, unguard
+from course_utils.tokenizers import guard, special_pattern, unguard
 
 
-class MaskError(ValueError):
-    """No mask that is certainly right can be made; names the turn and says what to do."""
-
-
-def render_template(
-    tokenizer, messages: list[dict], *, add_generation_prompt: bool = False, **options
-) -> str:
-    """`tokenizer.apply_chat_template` as text; raises `MaskError` where there is no template.
-
-    `options` go to the template: `tools=...`, `enable_thinking=False`, `date_string=...`.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise MaskError(
-            "the tokenizer has no chat template. A base model's usually has none: set one with "
-            "tokenizer.chat_template = course_utils.templates.chat_template('chatml') or another "
-            "family whose special tokens this tokenizer has."
-        )
-    from jinja2.exceptions import TemplateError as JinjaError
-
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
-        )
-    except (JinjaError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise MaskError(
-            f"the chat template refuses the roles {[m['role'] for m in messages]}: {error}"
-        ) from None
-
-
-def spans_by_rerendering(
-    conversation: Conversation, tokenizer, *, only_last: bool = False, options: dict | None = None
+def rendered_spans(
+    conversation: Conversation,
+    template: ChatTemplate,
+    *,
+    only_last: bool = False,
+    options: dict | None = None,
 ) -> Rendered:
     """Find the assistant's turns in a chat template's output by rendering prefixes of the chat.
 
@@ -60,18 +38,20 @@ def spans_by_rerendering(
             "turn 0 is an assistant turn: no server would send an empty prompt before it. "
             "Drop it, or put a user turn before it."
         )
-    specials = special_tokens(tokenizer)
-    options = dict(options or {}, tools=list(conversation.tools) or None)
+    specials = template.specials
+    check_names(conversation, special_pattern(specials))
+    options = dict(options or {}, tools=list(conversation.tools))
     messages = guarded(conversation, specials).as_messages()
-    uninvited = uninvited_prompt(tokenizer, specials, options)
-    whole = render_template(tokenizer, messages, **options).removesuffix(uninvited)
+    uninvited = uninvited_prompt(template, options, tools=bool(conversation.tools))
+    whole = template.write(messages, **options).removesuffix(uninvited)
+    if conversation.tools:
+        _check_tools(template, messages, options, whole + uninvited)
     replies = [turn for turn, m in enumerate(conversation) if m.role == "assistant" and m.train]
     spans, position = [], 0
     for turn in replies[-1:] if only_last else replies:
-        before = render_template(tokenizer, messages[:turn], **options).removesuffix(uninvited)
-        prompt = render_template(tokenizer, messages[:turn], add_generation_prompt=True, **options)
-        until = render_template(tokenizer, messages[: turn + 1], **options)
-        until = until.removesuffix(uninvited)
+        before = template.write(messages[:turn], **options).removesuffix(uninvited)
+        prompt = template.write(messages[:turn], prompt=True, **options)
+        until = template.write(messages[: turn + 1], **options).removesuffix(uninvited)
         for shorter, longer, what in (
             (before, prompt, "adding the generation prompt"),
             (prompt, until, "adding the reply"),
@@ -80,6 +60,12 @@ def spans_by_rerendering(
             if not longer.startswith(shorter):
                 raise MaskError(rewritten(turn, shorter, longer, what))
         stop, end = _end_of_turn(until, len(prompt), messages[turn]["content"], specials, turn)
+        if not special_pattern(specials).search(until, stop, end):
+            opening = _opening(template, conversation, messages, options, turn, until, whole)
+            if len(until) == len(whole):
+                whole += opening
+            if opening:
+                stop, end, until = len(until), len(until + opening), until + opening
         spans += [
             Span(whole[position : len(before)], "content"),
             Span(whole[len(before) : len(prompt)], "role", turn, "assistant"),
@@ -90,7 +76,7 @@ def spans_by_rerendering(
         position = len(until)
     spans.append(Span(whole[position:], "content"))
     _check_contents(whole, messages)
-    _check_steering(conversation, tokenizer, messages, specials, options)
+    _check_steering(conversation, template, messages, options)
     return Rendered(tuple(span for span in spans if span.text), "chat template")
 
 
@@ -110,6 +96,8 @@ def guarded(conversation: Conversation, specials: tuple[str, ...]) -> Conversati
                 content=guard(message.content, specials),
                 reasoning=leaves(message.reasoning),
                 tool_calls=tuple(leaves(call) for call in message.tool_calls),
+                name=leaves(message.name),
+                tool_call_id=leaves(message.tool_call_id),
             )
             for message in conversation
         ),
@@ -146,6 +134,40 @@ def _end_of_turn(
     return token.span()
 
 
+def check_names(conversation: Conversation, specials) -> None:
+    """Descriptions of tools and names of arguments are no texts that can be kept apart."""
+    tools = json.dumps(conversation.tools, ensure_ascii=False)
+    options = json.dumps(conversation.template_options, ensure_ascii=False)
+    names = keys_in([call for message in conversation for call in message.tool_calls])
+    written = "\n".join([tools, options, *names])
+    if found := specials.search(written):
+        raise MaskError(
+            f"{found[0]!r}, which is a special token of this tokenizer, is in the description "
+            "of a tool or in the name of an argument. Remove it."
+        )
+    if found := next(filter(is_mark, written), None):
+        raise MaskError(
+            f"the private-use character U+{ord(found):05X} is in the description of a tool or in "
+            "the name of an argument. Remove it."
+        )
+
+
+def _opening(template, conversation, messages, options, turn, until, whole) -> str:
+    """The special token with which the turn after this reply opens: where a template writes no end
+    of turn, the model must write that token to stop. "" if there is none."""
+    pattern = special_pattern(template.specials)
+    if turn + 1 < len(messages):
+        found = messages[turn + 1]["role"] != "assistant" and pattern.match(whole, len(until))
+        return found[0] if found else ""
+    role = "tool" if conversation[turn].tool_calls else "user"
+    try:
+        longer = template.write([*messages[: turn + 1], {"role": role, "content": "x"}], **options)
+    except MaskError:
+        return ""
+    found = longer.startswith(until) and pattern.match(longer, len(until))
+    return found[0] if found else ""
+
+
 def _check_contents(whole: str, messages: list[dict]) -> None:
     """All but replies must stand in the text one after the other, tool outputs also as JSON."""
     position = 0
@@ -166,12 +188,28 @@ def _check_contents(whole: str, messages: list[dict]) -> None:
 
 
 def _check_steering(
-    conversation: Conversation, tokenizer, guarded: list[dict], specials, options: dict
+    conversation: Conversation, template: ChatTemplate, guarded: list[dict], options: dict
 ) -> None:
     """What looks like a special token in a content must not change the rest of the text."""
-    rendered = render_template(tokenizer, guarded, **options)
-    if unguard(rendered) != render_template(tokenizer, conversation.as_messages(), **options):
+    if unguard(template.write(guarded, **options)) != template.write(
+        conversation.as_messages(), **options
+    ):
         raise MaskError(STEERED)
+
+
+TOOLS_IGNORED = (
+    "the template leaves out the conversation's tools, so the model would never read what it may "
+    "call. Choose a template that writes tools, or remove 'tools'."
+)
+
+
+def _check_tools(template: ChatTemplate, messages: list[dict], options: dict, whole: str) -> None:
+    try:
+        without = template.write(messages, **options | {"tools": None})
+    except MaskError:
+        return  # it needs them
+    if without == whole:
+        raise MaskError(TOOLS_IGNORED)
 
 
 STEERED = (
@@ -181,31 +219,50 @@ STEERED = (
 )
 
 
-def uninvited_prompt(tokenizer, specials: tuple[str, ...], options: dict | None = None) -> str:
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "Nothing.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+
+
+def uninvited_prompt(
+    template: ChatTemplate, options: dict | None = None, *, tools: bool = False
+) -> str:
     """The generation prompt, if the template writes it even when nobody asked for it, else "".
 
-    The first template of Llama 3 does: it opens an assistant turn behind every conversation, a
+    The first template of Llama 3 does: it opens an assistant turn after every conversation, a
     finished one too. In a training sample that would be a header with nothing after it.
     """
     question, reply = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-
-    def render(*messages, **flags):
-        known = {key: value for key, value in (options or {}).items() if key != "tools"}
-        return render_template(tokenizer, list(messages), **known, **flags)
-
+    known = dict(options or {}, tools=[PROBE_TOOL] if tools else [])
     try:
-        asked = render(question, add_generation_prompt=True)
-        if asked != render(question):
+        asked = template.write([question], prompt=True, **known)
+        if asked != template.write([question], **known):
             return ""
-        answered = render(question, reply)
-        followed = render(question, reply, question)
+        answered = template.write([question, reply], **known)
+        followed = template.write([question, reply, question], **known)
     except MaskError:
         return ""
     if not answered.startswith(asked) or followed.startswith(answered):
-        return ""  # What stands at the end stays there, so it belongs to the turn.
-    behind = answered.index("a", len(asked)) + 1
-    stop = special_pattern(specials).search(answered, behind)
-    rest = answered[stop.end() if stop else behind :].lstrip()
+        return ""  # What is at the end stays there, so it belongs to the turn.
+    specials = special_pattern(template.specials)
+    if not specials.search(answered, len(asked)):
+        rest = answered[len(asked) :].partition("a")[2].lstrip()
+        return rest if asked.endswith(rest) else ""
+    start = len(asked)
+    while start < len(answered) and followed.startswith(answered[: start + 1]):
+        start += 1
+    # Here the reply's end is over: a question is followed by something else. But the two turns may
+    # open with the same token, the one that opens the first turn of all.
+    opener = specials.search(asked.removeprefix(template.variables.get("bos_token") or ""))
+    shared = [match for match in specials.finditer(answered, len(asked)) if match.end() <= start]
+    if opener and shared and shared[-1][0] == opener[0]:
+        start = shared[-1].start()
+    rest = answered[start:]
     return rest if asked.endswith(rest) else ""
 
 

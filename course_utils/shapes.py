@@ -6,12 +6,17 @@ from course_utils.conversation import Conversation
 def shape(conversation: Conversation) -> tuple[tuple, list[str], list[int]]:
     """What a template can see of a conversation besides its texts; the texts; whose they are."""
     key, texts, owners = [], [], []
+
+    def taken(text: str):
+        texts.append(text)
+        return ...  # nothing that JSON holds, so that a text is never taken for null
+
     for place, message in enumerate(conversation.messages):
         structure = message.role
         if message.is_plain:
             texts.append(message.content)
         else:
-            structure = repr(map_texts(message.as_message(), texts.append)), message.train
+            structure = repr(map_texts(message.as_message(), taken)), message.train
         owners += [place] * (len(texts) - len(owners))
         key.append(structure)
     return tuple(key), texts, owners
@@ -24,7 +29,7 @@ def map_texts(message: dict, change) -> dict:
         if name == "tool_calls":
             mapped[name] = [
                 {
-                    key: change(inner) if key == "id" else inner
+                    key: change(inner) if key == "id" and isinstance(inner, str) else inner
                     for key, inner in call.items()
                     if key != "function"
                 }

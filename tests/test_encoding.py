@@ -230,11 +230,12 @@ def test_a_tokenizer_that_tiktoken_does_not_equal_keeps_the_exact_path(change):
     texts = ["Water boils at 100 degrees Celsius. boils at once", *TOY_TEXTS]
     base = toy_tokenizer(texts)
     assert PieceEncoder(changed(base, lambda described: None)).fast is not None
-    encoder = PieceEncoder(changed(base, change))
+    tokenizer = changed(base, change)
+    encoder = PieceEncoder(tokenizer)
     assert encoder.fast is None
     if change is not dropping:  # whose ids are random
         for text in random_texts(100):
-            assert encoder.encode_many([text])[0] == encode_untrusted(encoder.tokenizer, text)
+            assert encoder.encode_many([text])[0] == encode_untrusted(tokenizer, text)
 
 
 def test_an_entry_that_no_merge_reaches_is_used_only_if_merges_are_ignored():
@@ -246,10 +247,11 @@ def test_an_entry_that_no_merge_reaches_is_used_only_if_merges_are_ignored():
         unreachable(described)
         described["model"]["ignore_merges"] = True
 
-    encoder = PieceEncoder(changed(base, ignoring))
+    tokenizer = changed(base, ignoring)
+    encoder = PieceEncoder(tokenizer)
     assert encoder.fast is not None
     for text in ("boilsatonce", "boilsatonce boilsatonc", *random_texts(100)):
-        assert encoder.encode_many([text])[0] == encode_untrusted(encoder.tokenizer, text)
+        assert encoder.encode_many([text])[0] == encode_untrusted(tokenizer, text)
 
 
 def test_without_byte_level_bpe_there_is_no_fast_path():

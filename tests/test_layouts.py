@@ -177,7 +177,7 @@ def test_rewritten_reasoning_gives_one_sample_for_each_reply(toy):
 
 
 def test_inline_reasoning_cannot_be_masked_where_the_template_does_not_cut_it_out(toy):
-    with pytest.raises(MaskError, match="turn 1: the reasoning stands inside the content"):
+    with pytest.raises(MaskError, match="turn 1: the reasoning is inside the content"):
         training_samples(INLINE, toy("chatml"), reasoning="mask")
     assert sample_of(INLINE, toy("chatml")).graded_tokens > 0
 

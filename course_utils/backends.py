@@ -1,0 +1,56 @@
+"""Private copies of a tokenizer's backend, so that encoding never changes the caller's.
+
+transformers switches a tokenizer's backend for every call: whether special tokens count as such,
+how to truncate, how to pad. Two threads that share a tokenizer then encode with each other's settings.
+Here are two copies for each tokenizer, made once, whose settings never change.
+"""
+
+import json
+from dataclasses import dataclass, field
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Two `tokenizers.Tokenizer`s that neither truncate nor pad.
+
+    marked:   special tokens in a text count as such
+    ordinary: they are text like any other
+    """
+
+    marked: object
+    ordinary: object
+    described: dict = field(repr=False)  # the tokenizer as JSON, decoded
+
+
+_made: WeakKeyDictionary = WeakKeyDictionary()
+_lock = Lock()
+
+
+def backends(tokenizer) -> Backends:
+    """The tokenizer's private backends; made anew when its added tokens or its steps change."""
+    original = tokenizer.backend_tokenizer
+    state = (
+        original.get_vocab_size(),
+        tuple(map(repr, original.get_added_tokens_decoder().items())),
+        repr(original.normalizer),
+        repr(original.pre_tokenizer),
+    )
+    with _lock:
+        found = _made.get(tokenizer)
+        if found is None or found[0] != state:
+            found = _made[tokenizer] = state, _copies(original)
+        return found[1]
+
+
+def _copies(original) -> Backends:
+    from tokenizers import Tokenizer
+
+    described = original.to_str()
+    copies = [Tokenizer.from_str(described) for _ in range(2)]
+    for copy, as_text in zip(copies, (False, True), strict=True):
+        copy.no_truncation()
+        copy.no_padding()
+        copy.encode_special_tokens = as_text
+    return Backends(*copies, json.loads(described))

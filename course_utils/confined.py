@@ -1,0 +1,255 @@
+"""The process in which chat templates run. `confinement` starts it; nobody calls it by hand.
+
+It reads requests (pickles, from the process that started it) and writes answers (JSON, since a
+template may have had its hands on them). Before the first template runs it gives up all that a
+template could misuse: from then on it can open no file and no connection, start no program, write
+nothing to a disk, and take only so much memory.
+"""
+
+import contextlib
+import json
+import pickle
+import sys
+from collections import OrderedDict
+from dataclasses import astuple
+from itertools import count
+
+from course_utils.conversation import Conversation, Message
+from course_utils.layouts import Planner
+from course_utils.plans import Plan, fill, is_mark
+from course_utils.rendering import ChatTemplate, MaskError
+from course_utils.rerendering import PROBE_TOOL, STEERED, rendered_spans
+from course_utils.tokenizers import guard, special_pattern, unguard
+from course_utils.watching import FIRST_MARK, Unwatchable
+
+MEMORY = 2**31  # bytes that templates may take
+LONGEST = 2**26  # characters of one text
+KEPT_PLANNERS = 64
+
+# Mistral wants ids of nine letters and digits.
+PROBE_CALL = {"id": "c00000000", "function": {"name": "probe", "arguments": {}}}
+
+
+def main() -> None:
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # nothing but answers goes where answers go
+    warm_up()
+    give_up_rights()
+    _send(answers, {"ready": True})
+    work = Work()
+    while size := requests.read(8):
+        request = pickle.loads(requests.read(int.from_bytes(size, "big")))
+        _send(answers, work.answer(*request))
+
+
+def _send(file, answer: dict) -> None:
+    file.write(json.dumps(answer).encode() + b"\n")
+    file.flush()
+
+
+def warm_up() -> None:
+    """Load all that rendering loads on first use; afterwards nothing can be opened."""
+    import datetime
+    import encodings
+    import pkgutil
+    from importlib import import_module
+
+    import jinja2
+
+    import_module("pprint")
+    for package in (jinja2, encodings):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            with contextlib.suppress(ImportError):  # codecs of other systems
+                import_module(module.name)
+    datetime.datetime.now().strftime("%d %b %Y")
+    for source in ("{{ messages[0].content | tojson }}\n{{ '\\n' }}", "{{ nothing.at_all }}"):
+        template = ChatTemplate({"default": source}, {}, ("<s>",))
+        with contextlib.suppress(MaskError):
+            template.write([{"role": "user", "content": "q"}])
+        Planner(template, {})
+
+
+def give_up_rights() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows; the limit of time holds there, too
+        return
+    limits = {
+        "RLIMIT_NOFILE": 3,  # standard input, output and error are open, and nothing else can be
+        "RLIMIT_FSIZE": 0,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NPROC": 0,
+        "RLIMIT_AS": _address_space() + MEMORY,
+    }
+    for name, limit in limits.items():
+        if (which := getattr(resource, name, None)) is None:
+            continue
+        hard = resource.getrlimit(which)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        try:
+            resource.setrlimit(which, (limit, limit))
+        except (ValueError, OSError):  # macOS refuses some of them
+            continue
+
+
+def _address_space() -> int:
+    import resource
+
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 2**33
+
+
+class Work:
+    """Answers requests: what a template writes, and plans for conversations."""
+
+    def __init__(self):
+        self.templates: dict[int, ChatTemplate] = {}
+        self.planners: OrderedDict[tuple, Planner] = OrderedDict()
+        self.numbers = count()  # of plans
+
+    def answer(self, kind: str, template: int, *arguments) -> dict:
+        try:
+            if kind == "template":
+                self.templates[template] = arguments[0]
+                return {}
+            return getattr(self, kind)(template, *arguments)
+        except MaskError as error:
+            return {"refused": str(error)}
+        except MemoryError:
+            return {"refused": "the chat template needs too much memory.", "spent": True}
+        except RecursionError:
+            return {"refused": "the chat template, or the conversation, is nested too deeply."}
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            return {"refused": f"this conversation cannot be rendered ({said})."}
+
+    def write(self, template: int, messages: list[dict], tools, prompt: bool, options: dict):
+        text = self.templates[template].write(messages, tools=tools, prompt=prompt, **options)
+        return {"text": _bounded(text)}
+
+    def spans(self, template: int, conversation, only_last: bool, options: dict) -> dict:
+        rendered = rendered_spans(
+            conversation, self.templates[template], only_last=only_last, options=options
+        )
+        _bounded(rendered.text)
+        return {"spans": [astuple(span) for span in rendered.spans]}
+
+    def plan(
+        self,
+        template: int,
+        conversation,
+        options: dict,
+        mode: str,
+        mask_reasoning: bool,
+        piecewise: bool,
+    ) -> dict:
+        """The plan for a conversation and the values that fill it; or the spans of its samples."""
+        planner = self._planner(template, bool(conversation.tools), options)
+        try:
+            if not piecewise:
+                raise Unwatchable("this tokenizer encodes a piece alone in another way")
+            plan, values = planner.plan(
+                conversation,
+                only_last=mode == "last_turn",
+                headers=mode == "assistant_and_header",
+            )
+        except Unwatchable:
+            if mask_reasoning:
+                raise MaskError(
+                    "this template cannot be followed, so reasoning cannot be told apart in it."
+                ) from None
+            return {"samples": self._rerendered(template, conversation, options, mode)}
+        _check_steering(plan, values, self.templates[template].specials)
+        if mask_reasoning:
+            _check_reasoning(plan, values)
+        made = {"plan": plan.number}
+        made["values"] = {n: values[n] for n in plan.marks if n >= plan.texts}
+        if not plan.sent:
+            plan.sent = True
+            made["layouts"] = [
+                (layout.marked, [astuple(turn) for turn in layout.turns], layout.messages)
+                for layout in plan.layouts
+            ]
+        if planner.dropped:
+            made["dropped"], planner.dropped = planner.dropped, []
+        return made
+
+    def stops(self, template: int) -> dict:
+        """How a reply ends, as masks have it: after an answer, and after a call."""
+        asked = Message("user", "q")
+        called = Message("assistant", "", tool_calls=(PROBE_CALL,))
+        output = Message("tool", "x", name="probe", tool_call_id="c00000000")
+        answer = Message("assistant", "a")
+        found = []
+        for messages, tools in (
+            ((asked, answer), ()),
+            ((asked, answer), (PROBE_TOOL,)),
+            ((asked, called, output, answer), (PROBE_TOOL,)),
+        ):
+            chat = Conversation(messages, tools=tools)
+            try:
+                plan, _ = self._planner(template, bool(tools), {}).plan(chat)
+            except (MaskError, Unwatchable):
+                continue
+            for layout in plan.layouts:
+                found += [layout.marked[turn.stop : turn.end] for turn in layout.turns]
+        return {"stops": list(dict.fromkeys(stop for stop in found if stop))}
+
+    def _planner(self, template: int, tools: bool, options: dict) -> Planner:
+        made = self.templates[template]
+        key = (template, made.name(tools), repr(sorted(options.items())))
+        if key not in self.planners:
+            self.planners[key] = Planner(made, options, tools=tools, numbers=self.numbers)
+            if len(self.planners) > KEPT_PLANNERS:
+                _, old = self.planners.popitem(last=False)
+                planner_dropped = [plan.number for plans in old.plans.values() for plan in plans]
+                self.planners[key].dropped += old.dropped + planner_dropped
+        self.planners.move_to_end(key)
+        return self.planners[key]
+
+    def _rerendered(self, template: int, chat, options: dict, mode: str) -> list:
+        """The last resort: every prefix rendered anew, one sample for each reply if need be."""
+        replies = [turn for turn, m in enumerate(chat) if m.role == "assistant" and m.train]
+        try:
+            return [self.spans(template, chat, mode == "last_turn", options)["spans"]]
+        except MaskError:
+            if mode != "assistant" or len(replies) < 2:
+                raise
+        prefixes = [chat.prefix(turn + 1) for turn in replies]
+        return [self.spans(template, prefix, True, options)["spans"] for prefix in prefixes]
+
+
+def _bounded(text: str) -> str:
+    if len(text) > LONGEST:
+        raise MaskError(f"the chat template writes more than {LONGEST:,} characters.")
+    return text
+
+
+def _check_steering(plan: Plan, values: list, specials: tuple[str, ...]) -> None:
+    """What looks like a special token in a text must not change what the template writes."""
+    texts = values[: plan.texts]
+    if not special_pattern(specials).search("\n".join(texts)):
+        return
+    found = plan.values([guard(text, specials) for text in texts])
+    if found is None:
+        raise MaskError(STEERED)
+    for layout in plan.layouts:
+        for character in filter(is_mark, layout.marked):
+            number = ord(character) - FIRST_MARK
+            if unguard(found[number]) != values[number]:
+                raise MaskError(STEERED)
+
+
+def _check_reasoning(plan: Plan, values: list) -> None:
+    """Reasoning that is to be masked must not be inside what is graded."""
+    for layout in plan.layouts:
+        for turn in layout.turns:
+            if "</think>" in fill(layout.marked[turn.answer : turn.end], values):
+                raise MaskError(
+                    f"turn {turn.message}: the reasoning is inside the content, where this "
+                    "template does not tell it apart, so it cannot be masked. Move it into "
+                    "'reasoning_content'."
+                )

@@ -1,0 +1,249 @@
+"""Chat templates run in a process of their own, within bounds; `confined` is what runs there.
+
+A template comes with a checkpoint from anywhere, and it is a program. Jinja's sandbox keeps it from
+Python's internals; it does not keep it from running forever, from filling the memory, or from using
+a hole in the sandbox that nobody has found yet. An operating system does. So every template runs in
+one process, started on first use, that has given up its rights; where it needs longer than
+`SECONDS` for one conversation, or more memory than it may have, it is ended and the conversation is
+refused.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from itertools import count
+from weakref import WeakKeyDictionary
+
+from course_utils.plans import Layout, Turn
+from course_utils.rendering import ChatTemplate, MaskError, template_of
+
+SECONDS = 20  # for one conversation
+STARTING = 300  # for the process itself, on a busy machine
+LONGEST_ANSWER = 2**29  # bytes
+FORGIVEN = 2  # conversations at which a template may exceed its bounds before it is refused as such
+AHEAD = 64  # requests that wait in the process
+
+# What the process sees of the environment: no token and no password is among it.
+VARIABLES = ("PATH", "HOME", "LANG", "TZ", "VIRTUAL_ENV", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
+PREFIXES = ("PYTHON", "LC_", "LD_", "DYLD_", "CONDA_")
+
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+_START += "from course_utils.confined import main; main()"
+
+
+class KnownPlan:
+    """The layouts of a plan that the process made, and what is made of them here."""
+
+    def __init__(self, layouts: list):
+        self.layouts = [
+            Layout(marked, tuple(Turn(*turn) for turn in turns), messages)
+            for marked, turns, messages in layouts
+        ]
+        self.compiled: dict = {}
+
+
+class Process:
+    """The process, and the answers that come from it."""
+
+    def __init__(self):
+        self.owner = os.getpid()
+        self.templates: set[int] = set()  # those that it has been sent
+        self.plans: dict[int, KnownPlan] = {}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in VARIABLES or name.startswith(PREFIXES)
+        }
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            # Ctrl-C is for the one who asked; this process ends when its input does.
+            start_new_session=True,
+        )
+        self.requests: queue.SimpleQueue = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue = queue.SimpleQueue()
+        for work in (self._write, self._read):
+            threading.Thread(target=work, daemon=True).start()
+        if self.receive(STARTING) is None:
+            self.end()
+            raise MaskError("the process in which chat templates run cannot be started.")
+
+    def send(self, *request) -> None:
+        data = pickle.dumps(request)
+        self.requests.put(len(data).to_bytes(8, "big") + data)
+
+    def receive(self, seconds: float) -> dict | None:
+        """The next answer; None if there is none in this time, or the process has ended."""
+        try:
+            line = self.answers.get(timeout=seconds)
+            return json.loads(line) if line.endswith(b"\n") else None
+        except (queue.Empty, ValueError):
+            return None
+
+    def end(self) -> None:
+        self.requests.put(None)
+        self.child.kill()
+        self.child.wait()
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError), self.child.stdin as file:
+            while (data := self.requests.get()) is not None:
+                file.write(data)
+                file.flush()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError), self.child.stdout as file:
+            while line := file.readline(LONGEST_ANSWER):
+                self.answers.put(line)
+        self.answers.put(b"")
+
+
+_lock = threading.Lock()
+_process: Process | None = None
+
+
+def _running() -> Process:
+    global _process
+    if _process is None or _process.owner != os.getpid():
+        _process = Process()
+    return _process
+
+
+def _end() -> None:
+    global _process
+    if _process is not None and _process.owner == os.getpid():
+        _process.end()
+    _process = None
+
+
+def _forked() -> None:
+    """A child of ours shares neither the process nor a lock that somebody held."""
+    global _lock, _process
+    _lock, _process = threading.Lock(), None
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Confined:
+    """A chat template whose every run is in the process."""
+
+    numbers = count()
+
+    def __init__(self, template: ChatTemplate):
+        self.template, self.specials = template, template.specials
+        self.number = next(self.numbers)
+        self.exceeded = ""  # the last bound that it did not keep, once there were too many
+        self.failures = 0
+
+    def write(self, messages: list[dict], *, tools=None, prompt: bool = False, **options) -> str:
+        """As `ChatTemplate.write`."""
+        (answer,) = self.ask([("write", messages, tools, prompt, options)])
+        return _accepted(answer)["text"]
+
+    def stops(self) -> list[str]:
+        """What a model must write to end an answer, then a call: a special token, or other text."""
+        (answer,) = self.ask([("stops",)])
+        return _accepted(answer)["stops"]
+
+    def ask(self, requests: Sequence[tuple]) -> list[dict]:
+        """The answers to requests (kind, arguments ...), in order; a plan's with its `KnownPlan`.
+
+        A request at which the template exceeds its bounds is answered with a refusal.
+        """
+        with _lock:
+            finished = False
+            try:
+                answers = self._exchange(requests)
+                finished = True
+                return answers
+            finally:
+                if not finished:
+                    _end()  # answers would come that nobody waits for
+
+    def _exchange(self, requests: Sequence[tuple]) -> list[dict]:
+        answers, sent, process = [], 0, None
+        while len(answers) < len(requests):
+            if self.failures >= FORGIVEN:
+                return answers + [{"refused": self.exceeded}] * (len(requests) - len(answers))
+            if process is None:
+                process = _running()
+                if self.number not in process.templates:
+                    process.templates.add(self.number)
+                    process.send("template", self.number, self.template)
+                    process.receive(SECONDS)
+            while sent < min(len(requests), len(answers) + AHEAD):
+                kind, *arguments = requests[sent]
+                process.send(kind, self.number, *arguments)
+                sent += 1
+            answer = process.receive(SECONDS)
+            if answer is None or answer.get("spent"):
+                gone = process.child.poll() is not None
+                self.failures += 1
+                self.exceeded = answer["refused"] if answer else _exceeded(gone)
+                answers.append({"refused": self.exceeded})
+                _end()
+                process, sent = None, len(answers)
+                continue
+            answers.append(_with_plan(process, answer))
+        return answers
+
+
+def _exceeded(gone: bool) -> str:
+    if gone:
+        return "the chat template broke the process that it ran in (it may need too much memory)."
+    return f"the chat template did not come to an end within {SECONDS} seconds."
+
+
+def _with_plan(process: Process, answer: dict) -> dict:
+    for number in answer.get("dropped", ()):
+        process.plans.pop(number, None)
+    if "plan" in answer:
+        if "layouts" in answer:
+            process.plans[answer["plan"]] = KnownPlan(answer["layouts"])
+        answer["plan"] = process.plans[answer["plan"]]
+    return answer
+
+
+def _accepted(answer: dict) -> dict:
+    if "refused" in answer:
+        raise MaskError(answer["refused"])
+    return answer
+
+
+_confined: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def confined(tokenizer) -> Confined:
+    """The tokenizer's chat template, to be run in the process; kept for as long as it is the same.
+
+    Raises `MaskError` if there is none.
+    """
+    template = template_of(tokenizer)
+    found = _confined.get(tokenizer)
+    if found is None or found.template != template:
+        found = _confined[tokenizer] = Confined(template)
+    return found
+
+
+def render_template(
+    tokenizer, messages: list[dict], *, add_generation_prompt: bool = False, tools=None, **options
+) -> str:
+    """What `tokenizer.apply_chat_template` writes as text, run within bounds.
+
+    `options` go to the template: `enable_thinking=False`, `date_string=...`. Raises `MaskError`
+    where there is no template, or where it refuses these messages.
+    """
+    return confined(tokenizer).write(messages, tools=tools, prompt=add_generation_prompt, **options)
