@@ -56,7 +56,8 @@ def warm_up() -> None:
 
     import jinja2
 
-    import_module("pprint")
+    for name in ("_strptime", "html.entities", "locale", "pprint", "random", "textwrap"):
+        import_module(name)
     for package in (jinja2, encodings):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             with contextlib.suppress(ImportError):  # codecs of other systems

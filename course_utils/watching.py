@@ -16,6 +16,7 @@ the attributes of a string and no others: the record is not in it but in the con
 """
 
 import operator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
@@ -61,9 +62,15 @@ class Record:
 
     def write(self, template, **variables) -> str:
         """What `template`, a `watched_template`, writes; the variables may hold watched texts."""
+        with self.watching():
+            return "".join(str.__str__(piece) for piece in template.generate(**variables))
+
+    @contextmanager
+    def watching(self):
+        """While it lasts, what is done to watched texts is noted here."""
         token = _WATCHING.set(self)
         try:
-            return "".join(str.__str__(piece) for piece in template.generate(**variables))
+            yield
         finally:
             _WATCHING.reset(token)
 

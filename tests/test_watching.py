@@ -17,9 +17,11 @@ from course_utils.conversation import conversation
 from course_utils.layouts import Planner
 from course_utils.masking import MaskError, render_template, training_samples
 from course_utils.plans import fill, is_mark
+from course_utils.rendering import ChatTemplate, template_of
 from course_utils.tokenizers import toy_tokenizer
 from course_utils.watching import (
     FIRST_MARK,
+    FORMATTING,
     KEPT,
     LAST_MARK,
     Record,
@@ -27,9 +29,9 @@ from course_utils.watching import (
     Unwatchable,
     Watched,
     freeze,
+    holds_watched,
     thaw,
     watched_template,
-    watcher_in,
 )
 
 QUICK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -39,8 +41,7 @@ def watched(source, *texts):
     """The record, and the marked output, of a template that sees the texts as `t`."""
     record = Record(list(texts))
     t = [record.text(number) for number in range(len(texts))]
-    pieces = watched_template(source).generate(t=t)
-    return record, "".join(str.__str__(piece) for piece in pieces)
+    return record, record.write(watched_template(source), t=t)
 
 
 def plainly(source, *texts):
@@ -152,7 +153,7 @@ def test_a_template_is_followed_or_found_unwatchable(kind):
 
 FOLLOWED = [kind for kind in SOURCES if kind not in (
     *("in a literal", "starts with one of", "escape", "number", "title", "tags", "word count"),
-    *("word wrap", "truncate", "printed", "printed as text", "percent with two"),
+    *("word wrap", "truncate", "printed", "printed as text", "percent with two", "method format"),
     *("a character", "a character that is missing", "a missing attribute", "a missing piece"),
     "replace in a literal",
 )]  # fmt: skip
@@ -168,34 +169,52 @@ def test_what_templates_commonly_do_is_followed(kind):
 # --- the pieces ----------------------------------------------------------------------------------
 
 ARGUMENTS = {
-    "__add__": ("x",), "__contains__": ("a",), "__eq__": ("a",), "__format__": (">5",),
+    "__add__": ("x",), "__contains__": ("a",), "__eq__": ("a",),
     "__ge__": ("a",), "__getitem__": (0,), "__gt__": ("a",), "__le__": ("a",), "__lt__": ("a",),
     "__mod__": ((),), "__mul__": (2,), "__ne__": ("a",), "__rmod__": ("%s",), "__rmul__": (2,),
     "center": (9,), "count": ("a",), "endswith": ("a",), "find": ("a",),
-    "format_map": ({},), "index": ("a",),
+    "index": ("a",),
     "join": (["x", "y"],), "ljust": (9,), "partition": (" ",), "removeprefix": ("a",),
     "removesuffix": ("a",), "replace": ("a", "b"), "rfind": ("a",), "rindex": ("a",),
     "rjust": (9,), "rpartition": (" ",), "startswith": ("a",), "translate": ({97: "b"},),
     "zfill": (9,),
 }  # fmt: skip
-METHODS = sorted(set(dir(str)) - KEPT)
+METHODS = sorted(set(dir(str)) - KEPT - FORMATTING)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_a_text_is_noted(name):
     record = Record(["a b-c"])
     arguments = ARGUMENTS.get(name, ())
-    found = getattr(record.text(0), name)(*arguments)
+    with record.watching():
+        found = getattr(record.text(0), name)(*arguments)
     expected = getattr(str, name)("a b-c", *arguments)
     assert record.steps, f"{name} left no trace"
     if isinstance(expected, str):
-        assert isinstance(found, Watched) and record.values[found.number] == expected
+        assert isinstance(found, Watched) and record.values[record.number(found)] == expected
         assert str.__str__(found) != expected
     elif isinstance(expected, list | tuple):
-        assert [record.values[piece.number] for piece in found] == list(expected)
+        assert [record.values[record.number(piece)] for piece in found] == list(expected)
         assert list(record.answers.values()) == [len(expected)]
     else:
         assert found == expected and list(record.answers.values()) == [expected]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATTING))
+def test_a_text_is_never_formatted_past_the_sandbox(name):
+    record = Record(["{0.__class__}"])
+    with record.watching(), pytest.raises(Unwatchable, match="formats a text"):
+        getattr(record.text(0), name)("x")
+
+
+def test_nothing_is_done_to_a_text_that_nobody_watches():
+    record = Record(["a"])
+    with pytest.raises(Unwatchable, match="outside the run"):
+        record.text(0).strip()
+    assert record.steps == []
+    other = Record(["a", "b"])
+    with record.watching(), pytest.raises(Unwatchable, match="a different conversation"):
+        other.text(1).strip()
 
 
 def test_methods_that_python_adds_one_day_are_noted_too():
@@ -207,26 +226,31 @@ def test_methods_that_python_adds_one_day_are_noted_too():
 
 def test_a_joined_text_keeps_the_marks_of_its_parts():
     record = Record(["a", "b"])
-    joined = "<" + record.text(0) + "|" + record.text(1) + ">"
+    with record.watching():
+        joined = "<" + record.text(0) + "|" + record.text(1) + ">"
+        cut = joined[1:]
+        assert str.__str__("" + record.text(0)) == chr(FIRST_MARK)
     assert str.__str__(joined) == f"<{chr(FIRST_MARK)}|{chr(FIRST_MARK + 1)}>"
-    assert record.values[joined.number] == "<a|b>"
-    cut = joined[1:]
-    assert len(str.__str__(cut)) == 1 and record.values[cut.number] == "a|b>"
+    assert record.values[record.number(joined)] == "<a|b>"
+    assert len(str.__str__(cut)) == 1 and record.values[record.number(cut)] == "a|b>"
 
 
 def test_the_same_step_has_one_mark():
     record = Record([" a "])
     text = record.text(0)
-    assert text.strip().number == text.strip().number == 1 and len(record.steps) == 1
+    with record.watching():
+        once, again = text.strip(), text.strip()
+    assert record.number(once) == record.number(again) == 1 and len(record.steps) == 1
 
 
 def test_freezing_and_thawing():
     record = Record(["a", "b"])
     text, other = record.text(0), record.text(1)
-    frozen = freeze([text, {"k": (other, 3)}, "c"])
+    with record.watching():
+        frozen = freeze([text, {"k": (other, 3)}, "c"])
     assert frozen == [Ref(0), {"k": (Ref(1), 3)}, "c"]
     assert thaw(frozen, ["x", "y"])[0] == "x" and thaw(frozen, ["x", "y"])[1]["k"][0] == "y"
-    assert watcher_in({"k": [1, (other,)]}) is record and watcher_in(["a", {"b": 1}, 3]) is None
+    assert holds_watched({"k": [1, (other,)]}) and not holds_watched(["a", {"b": 1}, 3])
 
 
 def test_a_step_keeps_tuples_as_tuples():
@@ -236,9 +260,9 @@ def test_a_step_keeps_tuples_as_tuples():
 
 def test_too_many_steps_are_refused():
     record = Record(["a"])
-    assert Watched(record, LAST_MARK - FIRST_MARK).number == LAST_MARK - FIRST_MARK
+    assert str.__str__(record.text(LAST_MARK - FIRST_MARK)) == chr(LAST_MARK)
     with pytest.raises(Unwatchable, match="too many steps"):
-        Watched(record, LAST_MARK - FIRST_MARK + 1)
+        record.text(LAST_MARK - FIRST_MARK + 1)
 
 
 def test_a_template_that_uses_the_marks_itself_is_refused():
@@ -362,6 +386,10 @@ def tokenizer_with(body):
     return tokenizer
 
 
+def planner_with(body):
+    return Planner(template_of(tokenizer_with(body)), {})
+
+
 def asked(question, reply="Yes."):
     return conversation(("user", question), ("assistant", reply))
 
@@ -370,34 +398,34 @@ def asked(question, reply="Yes."):
 def runs(monkeypatch):
     """Counts the runs of templates: on watched texts, and by transformers."""
     counts = {"watched": 0, "plain": 0}
-    watched_run, plain_run = layouts.Run.render, layouts.render_template
+    watched_run, plain_run = layouts.Run.render, ChatTemplate.write
 
-    def count_watched(*arguments):
+    def count_watched(*arguments, **options):
         counts["watched"] += 1
-        return watched_run(*arguments)
+        return watched_run(*arguments, **options)
 
     def count_plain(*arguments, **options):
         counts["plain"] += 1
         return plain_run(*arguments, **options)
 
     monkeypatch.setattr(layouts.Run, "render", count_watched)
-    monkeypatch.setattr(layouts, "render_template", count_plain)
+    monkeypatch.setattr(ChatTemplate, "write", count_plain)
     return counts
 
 
-def test_a_plan_is_made_once_and_compared_thrice(runs):
-    planner = Planner(tokenizer_with(BODY), {})
+def test_a_plan_is_made_once_and_compared_always(runs):
+    planner = planner_with(BODY)
     runs.update(watched=0, plain=0)
     plans = [planner.plan(asked(f"Number {number}?"))[0] for number in range(10)]
     assert len(set(map(id, plans))) == 1 and runs["watched"] == 3
-    before = dict(runs)
-    planner.plan(asked(" another \n", " reply "))
-    assert runs == before, "a template ran for a conversation that has a plan"
-    assert plans[0].checked == layouts.CHECKED
+    assert runs["plain"] == 10 + layouts.PROMPTS_COMPARED
+    planner.plan(asked(" one more \n", " reply "))
+    assert runs == {"watched": 3, "plain": 11 + layouts.PROMPTS_COMPARED}
+    assert plans[0].compared == 11
 
 
 def test_a_text_that_changes_an_answer_gets_another_plan(runs):
-    planner = Planner(tokenizer_with(BODY), {})
+    planner = planner_with(BODY)
     quiet, _ = planner.plan(asked("Hi"))
     before = runs["watched"]
     loud, values = planner.plan(asked("!Hi"))
@@ -411,16 +439,17 @@ def test_a_text_that_changes_an_answer_gets_another_plan(runs):
 
 
 def test_only_so_many_plans_of_a_shape_are_kept():
-    planner = Planner(tokenizer_with("{{ m.content | length }}{{ m.content }}"), {})
+    planner = planner_with("{{ m.content | length }}{{ m.content }}")
     for length in range(1, 15):
         plan, values = planner.plan(asked("a" * length))
         assert f"{length}{'a' * length}" in fill(plan.layouts[0].marked, values)
     (kept,) = planner.plans.values()
     assert len(kept) == layouts.KEPT_PLANS
+    assert planner.dropped == list(range(14 - layouts.KEPT_PLANS))
 
 
-# Bodies of templates, with four questions: three that hide what the template does, and one that
-# shows it. Plans are compared with transformers for three conversations only.
+# Bodies of templates, with two questions: one that hides what the template does, and one that shows
+# it.
 HIDDEN = {
     "length": ("{{ 'N' if m.content | length > 3 }}{{ m.content }}", "abc", "long one"),
     "in a list": ("{{ 'N' if m.content in ['u', 'v'] }}{{ m.content }}", "abc", "v"),
@@ -480,18 +509,10 @@ def test_a_plan_is_never_used_for_a_text_that_the_template_treats_in_another_way
     assert made or kind in ("title", "a filter's block"), "every conversation was refused"
 
 
-def test_what_cannot_be_watched_is_rendered_anew_and_masked_right(monkeypatch):
-    from course_utils import masking
-
+def test_what_cannot_be_watched_is_rendered_anew_and_masked_right():
     tokenizer = tokenizer_with("{{ m.content }}{{ [m.content] | string | length }}")
-    anew = []
-    original = masking._by_rerendering
-    monkeypatch.setattr(
-        masking, "_by_rerendering", lambda *given: anew.append(given) or original(*given)
-    )
     chat = asked("Hi", "Yes")
     with pytest.raises(Unwatchable):
-        Planner(tokenizer, {}).plan(chat)
+        Planner(template_of(tokenizer), {}).plan(chat)
     (sample,) = training_samples(chat, tokenizer)
-    assert len(anew) == 1
     assert tokenizer.decode([n for n in sample.labels if n >= 0]) == "Yes7<|im_end|>"
