@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from course_utils.manifests import CheckpointError, sha256, verify_manifest, write_manifest
-from course_utils.model_files import check_model, is_folder
+from course_utils.model_files import MUST_HOLD, check_model, is_folder
 from course_utils.templates import FAMILIES, chat_template
 from course_utils.tokenizers import cache_folder, reach_hub, special_tokens
 
@@ -170,9 +170,7 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
     except Exception as error:  # a broken file raises whatever its parser raises
         known = ", ".join(BASES)
         if is_folder(source):
-            remedy = (
-                "The folder must hold config.json, model.safetensors and the tokenizer's files."
-            )
+            remedy = MUST_HOLD
         else:
             remedy = (
                 "It is neither a folder here nor could it be fetched from the Hugging Face Hub. "
@@ -200,7 +198,7 @@ def check_weights(model, found: dict, source: str | Path) -> None:
         ("unexpected_keys", "weights in it have no place in the model of its config.json"),
     ):
         if names := sorted(map(str, found.get(key, ()))):
-            fault = fault or f"{len(names)} {what}, such as {names[0]}"
+            fault = fault or f"{len(names)} of the {what}, such as {names[0]}"
     size = zeros = 0
     for name, tensor in model.state_dict().items():
         low, high = extremes(tensor)

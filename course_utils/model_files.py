@@ -14,6 +14,7 @@ from course_utils.manifests import MANIFEST, CheckpointError, verify_manifest
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".h5", ".msgpack")
+MUST_HOLD = f"The folder must hold config.json, {WEIGHTS} and the tokenizer's files."
 ASKED_OF_THE_HUB = (
     *("config.json", "tokenizer_config.json", "generation_config.json"),
     *(ADAPTER, INDEX),
@@ -70,6 +71,7 @@ def check_folder_is_data(folder: str | Path, *, weights: bool = False) -> None:
                 f"{folder} holds its weights in {pickles[0]}, a format that can run code when it "
                 f"is read, and not in {WEIGHTS}. Convert them to safetensors first."
             )
+        raise CheckpointError(f"{folder}: cannot load this model. {MUST_HOLD}")
 
 
 def check_hub_is_data(repo: str, *, local_files_only: bool = False) -> str | None:

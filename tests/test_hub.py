@@ -1,15 +1,19 @@
 """Rows from the Hub: real downloads from a server on this machine that speaks the Hub's protocol.
 
 The server answers as huggingface.co does: HEAD and GET of /datasets/REPO/resolve/REVISION/FILE,
-with X-Repo-Commit and ETag, a redirect to another host for large files, X-Error-Code for what is
-not there. `huggingface_hub` itself is not replaced by anything.
+with X-Repo-Commit and ETag (git's id of the content, or the SHA-256 of a large file), a redirect to
+another host for large files, X-Error-Code for what is not there. `huggingface_hub` itself is not
+replaced by anything.
 """
 
+import hashlib
 import json
+import os
 import re
 import socket
 import sys
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
@@ -96,14 +100,22 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(status, named | {"X-Error-Message": message})
         if path not in server.files:
             return self.reply(404, {"X-Error-Code": "RepoNotFound"})
+        if server.headers_drip:
+            return self.drip(b"HTTP/1.1 200 OK\r\n" + b"X-More: x\r\n" * 10_000)
+        if self.command == "GET" and server.endless:
+            return self.pour(server.endless)
         self.give(server.files[path])
 
     def give(self, content):
         server = self.server
-        about = {"ETag": '"0123456789abcdef"', "X-Repo-Commit": COMMIT} | server.headers
+        git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        about = {"ETag": f'"{git}"', "X-Repo-Commit": COMMIT} | server.headers
         if server.cdn:
-            linked = {"X-Linked-ETag": '"fedcba"', "X-Linked-Size": str(len(content))}
+            large = f'"{hashlib.sha256(content).hexdigest()}"'
+            linked = {"X-Linked-ETag": large, "X-Linked-Size": str(len(content))}
             return self.reply(302, about | linked | {"Location": server.cdn + self.path})
+        if self.command == "GET" and server.instead is not None:
+            content = server.instead
         status, start, end = 200, 0, len(content)
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and server.ranges:
@@ -117,7 +129,28 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and server.shorter:
             end -= server.shorter
             about["Content-Length"] = str(end - start)
+        if self.command == "GET" and server.drips:
+            self.reply(status, about, b"")
+            return self.drip(content[start:end])
         self.reply(status, about, content[start:end])
+
+    def drip(self, content):
+        """A byte at a time, never so slow that a single wait would be too long."""
+        self.close_connection = True
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            if self.server.released.wait(0.05):
+                return
+
+    def pour(self, status):
+        """More and more, with no length announced, until the client hangs up."""
+        self.close_connection = True
+        self.send_response(status)
+        self.send_header("Location", self.path + "?again")
+        self.end_headers()
+        while not self.server.released.is_set() and self.server.poured < 2**28:
+            self.wfile.write(bytes(2**16))
+            self.server.poured += 2**16
 
     def reply(self, status, headers, body=b""):
         self.send_response(status)
@@ -143,6 +176,8 @@ class Server(ThreadingHTTPServer):
         self.files, self.moved, self.refused, self.requests = {}, {}, {}, []
         self.cdn, self.headers, self.stalls = "", {}, ()
         self.ranges, self.breaks, self.shorter = True, 0, 0
+        self.drips = self.headers_drip = False
+        self.instead, self.endless, self.poured = None, 0, 0
         self.released = threading.Event()
 
     def handle_error(self, request, client_address):
@@ -383,10 +418,125 @@ def test_a_file_of_another_kind(server, content, message):
     assert raised.value.kind == "wrong file"
 
 
-def test_a_spoilt_file_in_the_cache_is_named(server):
+def tampered(content):
+    """The same length, and still parquet: only a hash can tell."""
+    place = content.index(b"Hello")
+    return content[:place] + b"Hallo" + content[place + 5 :]
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["git's id", "SHA-256"])
+@pytest.mark.parametrize("spoil", [tampered, lambda content: content[:100], lambda content: b""])
+def test_a_spoilt_file_in_the_cache_is_refused_and_named(server, servers, large, spoil):
+    if large:
+        host = servers()
+        host.files, server.cdn = server.files, host.url
     path = hub.fetch(SOURCE)
-    path.write_bytes(path.read_bytes()[:100])
-    assert re.search(rf"Delete {re.escape(str(path))} to fetch it again", load(SOURCE)[1])
+    good = path.read_bytes()
+    path.write_bytes(spoil(good))
+    error = error_of(SOURCE)
+    assert error.kind == "wrong file" and "has changed since it was fetched" in str(error)
+    assert f"Delete {path} to fetch it again." in str(error)
+    path.unlink()
+    assert hub.fetch(SOURCE).read_bytes() == good
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["git's id", "SHA-256"])
+def test_a_file_that_the_hubs_own_client_fetched_is_checked_too(server, servers, large):
+    from huggingface_hub import hf_hub_download
+
+    if large:
+        host = servers()
+        host.files, server.cdn = server.files, host.url
+    place = {"repo_type": "dataset", "revision": SOURCE.revision, "endpoint": server.url}
+    path = hf_hub_download(SOURCE.repo, SOURCE.file, **place)
+    server.requests.clear()
+    assert str(hub.fetch(SOURCE)) == path and not server.requests
+    with open(path, "r+b") as file:
+        content = tampered(file.read())
+        file.seek(0)
+        file.write(content)
+    assert error_of(SOURCE).kind == "wrong file"
+
+
+def test_a_cached_file_without_the_name_of_its_content_is_fetched_again(server):
+    path = hub.fetch(SOURCE)
+    good = path.read_bytes()
+    path.unlink()
+    path.write_bytes(tampered(good))
+    assert hub.fetch(SOURCE) == path and path.read_bytes() == good
+
+
+def test_a_server_that_announces_no_hash_is_held_to_what_it_gave_first(server):
+    server.headers = {"ETag": '"0123456789abcdef"'}
+    path = hub.fetch(SOURCE)
+    assert len(load(SOURCE)[0]) == 1
+    path.write_bytes(tampered(path.read_bytes()))
+    assert error_of(SOURCE).kind == "wrong file"
+
+
+def nothing_is_kept():
+    from huggingface_hub import constants
+
+    kept = [name for _, _, names in os.walk(constants.HF_HUB_CACHE) for name in names]
+    return not kept
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["git's id", "SHA-256"])
+def test_content_that_is_not_what_was_announced_is_refused(server, servers, large):
+    host = server
+    if large:
+        host = servers()
+        host.files, server.cdn = server.files, host.url
+    host.instead = tampered(server.files[path_of(SOURCE)])
+    error = error_of(SOURCE)
+    assert error.kind == "wrong file" and "is not what the Hub announced" in str(error)
+    assert nothing_is_kept()
+    host.instead = None
+    assert len(load(SOURCE)[0]) == 1
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_page_instead_of_the_file_does_not_stay_in_the_cache(server, announced):
+    page = b"<html>log in</html>" * 100
+    good = server.files[path_of(SOURCE)]
+    if announced:
+        server.files[path_of(SOURCE)] = page
+    else:
+        server.instead = page[: len(good)]
+    assert error_of(SOURCE).kind in ("wrong file", "half a file") and nothing_is_kept()
+    server.files[path_of(SOURCE)], server.instead = good, None
+    assert len(load(SOURCE)[0]) == 1
+
+
+@pytest.mark.parametrize("what", ["drips", "headers_drip"])
+def test_a_slow_drip_has_a_deadline_for_the_whole(server, what):
+    setattr(server, what, True)
+    began = time.perf_counter()
+    error = error_of(SOURCE, deadline=0.4)
+    assert time.perf_counter() - began < 3
+    assert error.kind == "time-out" and "not here after 0.4 seconds" in str(error)
+    assert nothing_is_kept()
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+def test_an_answer_without_end_is_cut_off(server, status):
+    server.endless = status
+    error = error_of(SOURCE, deadline=20)
+    assert error.kind in ("wrong file", "no answer") and nothing_is_kept()
+    assert server.poured < 2**25
+
+
+@pytest.mark.parametrize("size", ["9" * 15, "-5"])
+def test_an_absurd_size_is_refused_before_the_download(server, servers, size):
+    server.headers = {"X-Linked-Size": size}
+    error = error_of(SOURCE)
+    assert error.kind in ("wrong file", "no answer") and server.methods == ["HEAD", "HEAD"]
+
+
+@pytest.mark.parametrize("commit", ["../../x", "main", "a" * 39 + "/"])
+def test_a_commit_that_is_none_is_refused(server, commit):
+    server.headers = {"X-Repo-Commit": commit}
+    assert error_of(SOURCE).kind == "no answer" and nothing_is_kept()
 
 
 @pytest.mark.parametrize("said", ["1", "true"])

@@ -4,46 +4,29 @@
 rejected, or why there are none and the local part is used alone. Nothing here needs the network
 to be imported, and nothing raises because it is missing, except `fetch` and `rows`.
 
-HF_ENDPOINT and HF_HUB_OFFLINE are honoured; a file that was fetched once is taken from the cache.
+HF_ENDPOINT and HF_HUB_OFFLINE are honoured; a file that was fetched once is taken from the cache of
+huggingface_hub, where its name is the hash of its content, which is compared at every use.
 """
 
 import os
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from course_utils.conversation import Conversation
+from course_utils.curriculum.download import LARGEST, HubError, content_is, receive, within
 from course_utils.curriculum.tasks import LETTERS, equation_holds, multiple_choice_question
+from course_utils.manifests import sha256
 from course_utils.sources import Rejection, Report, convert
 
 INSTALL = 'pip install -e ".[hub]" in the course folder'
-# Bytes received per byte of a file before a download that breaks again and again is given up.
-PATIENCE = 3
+DEADLINE = 600  # seconds for a file, whatever happens
 
 
 class Notice(str):
     """What a learner should be told. Callers print it."""
-
-
-class HubError(RuntimeError):
-    """A file cannot be had, or is not what it should be. `kind` is one of `KINDS`."""
-
-    KINDS = (
-        "not installed",
-        "offline",
-        "no network",
-        "time-out",
-        "not found",
-        "no permission",
-        "half a file",
-        "wrong file",
-        "no answer",
-    )
-
-    def __init__(self, kind: str, message: str):
-        assert kind in self.KINDS, kind
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,7 @@ SOURCES = {
 def load(source: HubSource, **how) -> tuple[list[Conversation], Notice]:
     """(conversations, what to tell the learner). Never raises for want of a file or a network.
 
-    `how` goes to `fetch`: `timeout`, `cache_dir`.
+    `how` goes to `fetch`: `timeout`, `deadline`, `cache_dir`.
     """
     report, found = Report(), []
     try:
@@ -196,13 +179,22 @@ def rows(source: HubSource, *, batch_size: int = 256, **how) -> Iterator[tuple[i
 
 
 def fetch(
-    source: HubSource, *, timeout: float | None = None, cache_dir: str | Path | None = None
+    source: HubSource,
+    *,
+    timeout: float | None = None,
+    deadline: float = DEADLINE,
+    cache_dir: str | Path | None = None,
 ) -> Path:
     """The file on this machine: from the cache, or else from the Hub. Raises `HubError`.
 
-    timeout: seconds to wait for the Hub's answer (HF_HUB_ETAG_TIMEOUT, or 10)
+    timeout:  seconds to wait for the Hub's answer (HF_HUB_ETAG_TIMEOUT, or 10)
+    deadline: seconds for everything
+
+    Its content is what the Hub announced when it was fetched, by hash: the SHA-256 or git's id. A
+    server that announces neither is believed once, and held to it.
     """
     hub = _installed("huggingface_hub")
+    parquet = _installed("pyarrow.parquet")
     place = {
         "repo_id": source.repo,
         "filename": source.file,
@@ -211,57 +203,109 @@ def fetch(
     }
     cached = hub.try_to_load_from_cache(**place, cache_dir=cache_dir)
     if isinstance(cached, str):
-        return Path(cached)
+        # In the cache a name in the data set leads to a file that is named after its content.
+        same = content_is(Path(cached), Path(cached).resolve().name)
+        if same:
+            return Path(cached)
+        if same is False:
+            raise HubError(
+                "wrong file",
+                f"{source}: the cached file has changed since it was fetched. Delete {cached} to "
+                "fetch it again.",
+            )
     if _offline(hub):
         raise HubError(
             "offline",
             f"{source} is not in the cache, and HF_HUB_OFFLINE is set. Unset it to fetch the file.",
         )
     endpoint = (os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT).rstrip("/")
-    timeout = timeout or hub.constants.HF_HUB_ETAG_TIMEOUT
     url = hub.hf_hub_url(**place, endpoint=endpoint)
+    timeout = timeout or hub.constants.HF_HUB_ETAG_TIMEOUT
+    storage = Path(cache_dir or hub.constants.HF_HUB_CACHE)
+    storage /= hub.file_download.repo_folder_name(repo_id=source.repo, repo_type="dataset")
+    (storage / "blobs").mkdir(parents=True, exist_ok=True)
+    number, part = tempfile.mkstemp(suffix=".incomplete", dir=storage / "blobs")
+    os.close(number)
     try:
-        # Asked for first and once: the download itself would try for minutes to reach a dead Hub.
-        hub.get_hf_file_metadata(url, timeout=timeout)
-        path = hub.hf_hub_download(
-            **place,
-            endpoint=endpoint,
-            cache_dir=cache_dir,
-            etag_timeout=timeout,
-            tqdm_class=_patient_bar(source),
-        )
+        announced = within(deadline, lambda stop: _download(source, url, timeout, part, stop))
+        _check_arrived(source, Path(part), announced, parquet)
+        return _keep(source, Path(part), storage, announced.commit_hash)
     except HubError:
         raise
+    except TimeoutError:
+        raise HubError(
+            "time-out", f"{source}: not here after {deadline:g} seconds. Try again."
+        ) from None
     except Exception as error:  # whatever the layers below raise
         raise _hub_error(error, source, endpoint) from None
-    return Path(path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _download(source: HubSource, url: str, timeout: float, part: str, stop):
+    """Write what the Hub gives for `url` to the file `part`; returns what it announced of it."""
+    hub = _installed("huggingface_hub")
+    # Asked for once: the Hub's own download would try for minutes to reach a dead Hub.
+    announced = hub.get_hf_file_metadata(url, timeout=timeout)
+    commit, size = announced.commit_hash or "", announced.size
+    if not re.fullmatch("[0-9a-f]{40}", commit) or not announced.etag or size is None:
+        raise HubError(
+            "no answer", f"{source}: {url} does not answer as the Hub does. Is it a log-in page?"
+        )
+    if not 0 <= size <= LARGEST:
+        raise HubError("wrong file", f"{source}: announced with {size:,} bytes, which is too many.")
+    with open(part, "wb") as file, hub.utils.tqdm(total=size, unit="B", unit_scale=True) as bar:
+        receive(
+            hub.get_session(),
+            url,
+            file,
+            size,
+            headers=hub.utils.build_hf_headers(),
+            timeout=hub.constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            name=str(source),
+            stop=stop,
+            on_bytes=bar.update,
+        )
+    return announced
+
+
+def _check_arrived(source: HubSource, part: Path, announced, parquet) -> None:
+    """Raise `HubError` unless a file is what was announced, and parquet: nothing else is kept."""
+    if content_is(part, announced.etag) is False:
+        raise HubError(
+            "wrong file",
+            f"{source}: what arrived is not what the Hub announced, {announced.etag}. Try again.",
+        )
+    try:
+        parquet.ParquetFile(part).close()
+    except Exception as error:  # a page, half a file, or made to break the reader
+        raise HubError(
+            "wrong file",
+            f"{source}: no parquet file that can be read ({_first_line(error)}).",
+        ) from None
+
+
+def _keep(source: HubSource, part: Path, storage: Path, commit: str) -> Path:
+    """Put a file into the Hub's cache as its own client does, under the hash of its content."""
+    blob = storage / "blobs" / sha256(part)
+    part.chmod(0o644)
+    part.replace(blob)
+    if commit != source.revision:
+        reference = storage / "refs" / source.revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(commit)
+    path = storage / "snapshots" / commit / source.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=storage) as scratch:
+        link = Path(scratch) / "link"
+        link.symlink_to(os.path.relpath(blob, path.parent))
+        link.replace(path)
+    return path
 
 
 def _offline(hub) -> bool:
     said = os.environ.get("HF_HUB_OFFLINE", "")
     return hub.constants.HF_HUB_OFFLINE or said.upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _patient_bar(source: HubSource):
-    """A progress bar that gives up on a server which breaks off at the same place for ever.
-
-    huggingface_hub tries again after every byte that it received, and would not end.
-    """
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):
-        received = 0
-
-        def update(self, n=1):
-            self.received += max(n, 0)
-            if self.total and self.received > PATIENCE * self.total:
-                raise HubError(
-                    "half a file",
-                    f"{source}: the download broke off again and again. Try again later.",
-                )
-            return super().update(n)
-
-    return Bar
 
 
 def _hub_error(error: Exception, source: HubSource, endpoint: str) -> HubError:
