@@ -235,7 +235,8 @@ def _check_replaceable(path: Path, target: Path, overwrite: bool, folder: bool) 
     kind = "folder" if folder else "file"
     if not overwrite:
         raise OutputError(f"{path} exists. Choose another {kind} or add --overwrite.")
-    if not os.access(target, os.W_OK):
+    as_it_runs = os.access in os.supports_effective_ids
+    if not os.access(target, os.W_OK, effective_ids=as_it_runs):
         raise OutputError(f"{path} is write-protected. Choose another {kind}.")
     if folder and os.path.ismount(target):
         raise OutputError(f"{path} is a mounted file system. Name a folder in it.")
@@ -261,6 +262,7 @@ class _Held:
 
     target: Path
     lock: int
+    overwrite: bool = False  # what the block around says counts for those inside
     owner: tuple[int, int] = field(default_factory=lambda: (os.getpid(), threading.get_ident()))
     busy: bool = False
 
@@ -288,6 +290,7 @@ class _Held:
 
     def place(self, path, overwrite: bool, folder: bool) -> None:
         """Move what was made to its name, and what was there out of the way, in one step."""
+        overwrite = overwrite and self.overwrite
         if folder:
             _sync(self.made)
         with _explained(path), _undisturbed():
@@ -322,7 +325,10 @@ def _reserved(path, overwrite, inputs, *, folder: bool, parents: bool) -> Iterat
     try:
         with _explained(path), _undisturbed():
             held = _acquire(path, target, made)
+            held.overwrite = overwrite
             _held[target] = held
+            # Again: another run may just have finished.
+            _checked(path, overwrite, inputs, folder, parents)
             _try_out(held)
             _clean_up_after_others(target)
         yield held
