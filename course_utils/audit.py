@@ -390,7 +390,9 @@ class Budget:
 
 def source_of(conversation: Conversation) -> str:
     """The source that a converter noted in the meta, else the first tag."""
-    return conversation.meta.get("source") or next(iter(conversation.tags), "no tag")
+    source = conversation.meta.get("source")
+    # Whatever the file says: it need not be text.
+    return str(source) if source else next(iter(conversation.tags), "no tag")
 
 
 def graded_share(samples: Mapping[str, Sequence[Sample]]) -> dict[str, tuple[float, float, float]]:

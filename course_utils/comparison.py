@@ -8,18 +8,20 @@ string can check, and at stopping.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from course_utils import commands
 from course_utils.conversation import Conversation, ConversationError, load_conversations
-from course_utils.masking import MaskError
+from course_utils.outputs import OutputError, rescue, reserve_file, write_text
 from course_utils.replies import Reply, generate, prompt_ids
+from course_utils.strict_json import JSONError, decode
 
 PROMPTS = Path(__file__).resolve().parents[1] / "data" / "comparison_prompts.jsonl"
 
@@ -431,21 +433,35 @@ def as_record(prompts: Sequence[Conversation], replies: dict[Condition, Sequence
 
 
 def base_of(tuned: Path) -> str | None:
-    """The base that a checkpoint of `course_utils.sft` was made from, if it says so."""
-    try:
-        return json.loads((tuned / "sft.json").read_text("utf-8")).get("base")
-    except (OSError, ValueError, AttributeError):
+    """The base that a checkpoint of `course_utils.sft` was made from, or None if it does not say.
+
+    Raises `ConversationError` for an sft.json that is not what `course_utils.sft` writes.
+    """
+    path = tuned / "sft.json"
+    if not path.exists():
         return None
+    try:
+        record = decode(commands.check_input(path).read_text("utf-8"))
+    except (UnicodeDecodeError, JSONError) as error:
+        record = error
+    base = record.get("base") if isinstance(record, dict) else record
+    if base is not None and not (isinstance(base, str) and base.strip()):
+        raise ConversationError(
+            f'{path} is not the record of a run: it should be an object whose "base" is a name. '
+            "Name the base with --base."
+        )
+    return base
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.comparison",
         description="Put the same prompts to a base model and its fine-tuned version.",
-        epilog="Exit codes: 0 compared, 1 the run failed, 2 wrong arguments or unusable input.",
+        exits={0: "compared", 1: "the run failed; if there are results, the message says where"},
     )
     parser.add_argument(
         "--base",
+        type=commands.name,
         help="a named base, a folder or a Hub id (default: the one that was tuned)",
     )
     parser.add_argument("--tuned", required=True, type=Path, help="folder of the fine-tuned model")
@@ -454,65 +470,60 @@ def _arguments() -> argparse.ArgumentParser:
         type=Path,
         help="JSONL (default: the course's; for course-base, questions about its mini-web)",
     )
-    parser.add_argument("--limit", type=int, help="use only the first N prompts")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="(200)")
-    parser.add_argument("--batch-size", type=int, default=20, help="(20)")
+    parser.add_argument("--limit", type=commands.number, help="use only the first N prompts")
+    parser.add_argument("--max-new-tokens", type=commands.number, default=200, help="(200)")
+    parser.add_argument("--batch-size", type=commands.number, default=20, help="(20)")
     parser.add_argument(
         "--template-only", action="store_true", help="leave out the prompts without a template"
     )
     parser.add_argument("--output", type=Path, help="write table and replies here as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _arguments()
-    options = parser.parse_args(arguments)
-    from course_utils.checkpoints import CheckpointError
-
-    try:
-        return _run(options)
-    except (ConversationError, FileNotFoundError, CheckpointError, MaskError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError, OSError) as error:
-        print(
-            f"{parser.prog}: the comparison failed: {str(error) or type(error).__name__}",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted.", file=sys.stderr)
-        return 1
+    return commands.run(_arguments(), _run, arguments, failing="the comparison failed")
 
 
 def _run(options) -> int:
-    from tqdm import tqdm
-
-    from course_utils.checkpoints import CheckpointError, hardware, load_base, load_checkpoint
+    from course_utils.checkpoints import CheckpointError
     from course_utils.checkpoints import pick_base as pick
+    from course_utils.sft import base_folder
 
     if not options.tuned.is_dir():
         raise CheckpointError(
             f"{options.tuned}: no such folder. Make one with python -m course_utils.sft."
         )
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit must be at least 1, not {options.limit}.")
-    if options.output:
-        if options.output.is_dir():
-            raise ValueError(f"{options.output} is a folder. Name a file for the JSON.")
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("limit", "max_new_tokens", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     tuned_from = None if options.base else base_of(options.tuned)
     base, why = (
         (tuned_from, f"{tuned_from}, because {options.tuned} was made from it.")
         if tuned_from
         else pick(options.base)
     )
+    if options.prompts:
+        commands.check_input(options.prompts)
+    inputs = [path for path in (options.tuned, options.prompts, base_folder(base)) if path]
+    with contextlib.ExitStack() as held:
+        if options.output:
+            place = {"overwrite": options.overwrite, "inputs": inputs, "parents": True}
+            held.enter_context(reserve_file(options.output, **place))
+        return _compare(options, base, why)
+
+
+def _compare(options, base: str, why: str) -> int:
+    from tqdm import tqdm
+
+    from course_utils.checkpoints import hardware, load_base, load_checkpoint
+
     prompts = load_conversations(options.prompts) if options.prompts else default_prompts(base)
     prompts = check_prompts(prompts[: options.limit])
     print(f"Base: {why}")
     tuned_model, tokenizer = load_checkpoint(options.tuned)
     conditions = 2 if options.template_only else 4
-    with tqdm(total=conditions * len(prompts), unit="reply") as bar:
+    with commands.working(), tqdm(total=conditions * len(prompts), unit="reply") as bar:
         replies = compare(
             lambda: load_base(base)[0],
             tuned_model,
@@ -528,10 +539,27 @@ def _run(options) -> int:
     print(f"{len(prompts)} prompts, greedy, at most {options.max_new_tokens} new tokens:\n")
     print(format_table(table_rows(measure_all(prompts, replies))))
     if options.output:
-        options.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        _save(record, options)
         print(f"\nTable and replies: {options.output}")
     return 0
 
 
+def _save(record: dict, options) -> None:
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    try:
+        write_text(options.output, text, overwrite=options.overwrite)
+    except (OSError, OutputError) as error:
+        kept = rescue("comparison.json", lambda path: write_text(path, text))
+        where = (
+            f"Table and replies are in {kept} instead."
+            if kept
+            else "There was no room for them elsewhere, either: the replies are lost."
+        )
+        raise commands.Failed(
+            f"{options.output} could not be written ({commands.sentence(error).rstrip('.')}). "
+            f"{where}"
+        ) from error
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.leave(main())

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -536,14 +538,28 @@ def test_a_comparison_from_the_command_line(tiny_base, tuned, prompts, tmp_path,
 def test_the_base_that_was_tuned_is_read_from_the_checkpoint(tuned, tiny_base, tmp_path):
     assert base_of(tuned) == str(tiny_base)
     assert base_of(tmp_path) is None
-    for content in ("{", "[]", "{}"):
+    for content in ("{}", '{"base": null}'):
         (tmp_path / "sft.json").write_text(content)
         assert base_of(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '["base"]', "7", '{"base": ["a"]}', '{"base": ""}', '{"base": 1}', "\ufeff{}", ""]
+    + ["[" * 100_000, '{"base": NaN}', '{"base": "a", "base": "b"}'],
+)
+def test_a_record_that_names_no_base_is_refused(content, tuned, prompts, tmp_path, capsys):
+    folder = tmp_path / "tuned"
+    shutil.copytree(tuned, folder)
+    (folder / "sft.json").write_text(content)
+    code, _, err = run(capsys, "--tuned", folder, "--prompts", prompts)
+    assert code == 2 and f"{folder / 'sft.json'} is not the record of a run" in err
+    assert err.count("\n") == 1
+
+
 def test_help_and_wrong_arguments(capsys):
     code, out, _ = run(capsys, "--help")
-    assert code == 0 and "Exit codes: 0 compared" in out
+    assert code == 0 and re.search(r"exit codes:\s+0 +compared", out)
     for option in comparison._arguments()._option_string_actions:
         assert option in out
     assert run(capsys)[0] == 2
@@ -576,8 +592,8 @@ PROBLEMS = {
         "prompt 'p0': unknown constraint 'rhymes'.",
     ),
     "limit 0": (None, {"--limit": 0}, "--limit must be at least 1, not 0."),
-    "no new tokens": (None, {"--max-new-tokens": 0}, "max_new_tokens must be at least 1"),
-    "batch size 0": (None, {"--batch-size": 0}, "batch_size must be at least 1"),
+    "no new tokens": (None, {"--max-new-tokens": 0}, "--max-new-tokens must be at least 1, not 0."),
+    "batch size 0": (None, {"--batch-size": 0}, "--batch-size must be at least 1, not 0."),
     "output is a folder": (None, {"--output": "BASE"}, "is a folder. Name a file"),
     "broken base": (None, {"--base": "OTHER"}, "The folder must hold config.json"),
 }
