@@ -22,10 +22,8 @@ from course_utils.sources import (
     convert_file,
     parts_of,
     problems,
-    read_calls,
     stream,
     with_calculations,
-    write_calls,
 )
 from course_utils.sources.__main__ import main
 from course_utils.sources.reading import entries
@@ -40,8 +38,13 @@ def only(record, source, **options):
     return found
 
 
+def calls_of(message):
+    return [dict(call["function"]) for call in message.tool_calls]
+
+
 def turns(chat):
-    return [(message.role, message.content) for message in chat]
+    """(role, content) of each message, and its calls if it makes any."""
+    return [(m.role, m.content, *([calls_of(m)] if m.tool_calls else [])) for m in chat]
 
 
 def weather(city):
@@ -52,9 +55,11 @@ def openai_call(id, arguments='{"city": "Oslo"}', name="weather"):
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+CLOCK = {"name": "clock", "parameters": {"type": "object"}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 ASK = ("user", "Weather in Oslo?")
-CALL_LINE = '{"tool_call": {"name": "weather", "arguments": {"city": "Oslo"}}}'
+CALLED = ("assistant", "", [weather("Oslo")])
+CALL = json.dumps(weather("Oslo"))
 TOLD = [("tool", "4 degrees"), ("assistant", "It is 4 degrees.")]
 
 
@@ -79,7 +84,7 @@ REAL = {
             "tools": [TOOL],
             "parallel_tool_calls": False,
         },
-        [("system", "Answer in one sentence."), ASK, ("assistant", CALL_LINE), *TOLD],
+        [("system", "Answer in one sentence."), ASK, CALLED, *TOLD],
     ),
     "sharegpt": (
         {
@@ -92,7 +97,7 @@ REAL = {
                 {"from": "gpt", "value": "It is 4 degrees."},
             ],
         },
-        [("system", "Be brief."), ASK, ("assistant", CALL_LINE), *TOLD],
+        [("system", "Be brief."), ASK, CALLED, *TOLD],
     ),
     "alpaca": (
         {
@@ -152,7 +157,7 @@ REAL = {
                 {"role": "assistant", "content": "It is 4 degrees."},
             ],
         },
-        [("system", "Be brief."), ASK, ("assistant", "Let me look.\n" + CALL_LINE), *TOLD],
+        [("system", "Be brief."), ASK, ("assistant", "Let me look.", CALLED[2]), *TOLD],
     ),
     "oasst": (
         {
@@ -207,8 +212,13 @@ REAL = {
             ("user", "What is 2380*3875?"),
             (
                 "assistant",
-                'I calculate it.\n{"tool_call": {"name": "execute", "arguments": '
-                '{"language": "python", "code": "x = 2380*3875\\nx"}}}',
+                "I calculate it.",
+                [
+                    {
+                        "name": "execute",
+                        "arguments": {"language": "python", "code": "x = 2380*3875\nx"},
+                    }
+                ],
             ),
             ("tool", "9222500"),
             ("assistant", "It is 9222500."),
@@ -223,7 +233,7 @@ REAL = {
         },
         [
             ("user", "Weather in Oslo and Bergen?"),
-            ("assistant", CALL_LINE + "\n" + CALL_LINE.replace("Oslo", "Bergen")),
+            ("assistant", "", [weather("Oslo"), weather("Bergen")]),
         ],
     ),
 }
@@ -254,20 +264,22 @@ def test_every_converter_cites_its_documentation(source):
 
 def test_other_fields_go_to_the_meta():
     chat = only(REAL["messages"][0], "messages")
-    assert chat.meta["fields"] == {"id": "ai2-adapt-dev/flan_1", "source": "flan", "prompt": "Hi"}
+    assert chat.id == "ai2-adapt-dev/flan_1"
+    assert chat.meta["fields"] == {"source": "flan", "prompt": "Hi"}
     assert only(REAL["openai"][0], "openai").meta["fields"] == {"parallel_tool_calls": False}
     assert "fields" not in only(REAL["worked-math"][0], "worked-math").meta
 
 
-def test_tools_and_ids_go_to_the_meta():
+def test_tools_ids_and_names_are_the_schemas():
     chat = only(REAL["openai"][0], "openai")
-    assert chat.meta["tools"] == [TOOL] == only(REAL["sharegpt"][0], "sharegpt").meta["tools"]
-    assert chat.meta["tool_ids"] == [
-        {"message": 2, "ids": ["call_1"]},
-        {"message": 3, "answers": "call_1"},
-    ]
+    assert chat.tools == (TOOL,) == only(REAL["sharegpt"][0], "sharegpt").tools
+    assert [call["id"] for call in chat[2].tool_calls] == ["call_1"]
+    assert (chat[3].name, chat[3].tool_call_id) == ("weather", "call_1")
+    assert not {"tools", "tool_ids"} & set(chat.meta)
     blocks = only(REAL["content-blocks"][0], "content-blocks")
-    assert [about["message"] for about in blocks.meta["tool_ids"]] == [2, 3]
+    assert [call["id"] for call in blocks[2].tool_calls] == ["t1"] == [blocks[3].tool_call_id]
+    code = only(REAL["code-trace"][0], "code-trace")
+    assert (code[2].name, code[2].tool_call_id) == ("execute", None)
 
 
 def test_parallel_calls_keep_their_order_and_that_of_their_results():
@@ -285,9 +297,9 @@ def test_parallel_calls_keep_their_order_and_that_of_their_results():
         ]
     }
     chat = only(record, "openai")
-    assert read_calls(chat[1].content) == ("Two calls.", [weather("Oslo"), weather("Bergen")])
+    assert turns(chat)[1] == ("assistant", "Two calls.", [weather("Oslo"), weather("Bergen")])
     assert [m.content for m in chat][2:4] == ["rain", "sun"]
-    assert [about.get("answers") for about in chat.meta["tool_ids"]] == [None, "b", "a"]
+    assert [m.tool_call_id for m in chat][2:4] == ["b", "a"]
 
 
 def test_the_old_function_call_of_openai():
@@ -305,10 +317,12 @@ def test_the_old_function_call_of_openai():
         "functions": [TOOL["function"]],
     }
     chat = only(record, "openai")
-    assert turns(chat) == [ASK, ("assistant", CALL_LINE), *TOLD]
-    assert chat.meta["functions"] == [TOOL["function"]]
-    assert chat.meta["tool_ids"] == [{"message": 2, "name": "weather"}]
-    assert chat.meta["message_fields"] == [{"message": 0, "fields": {"name": "ann"}}]
+    assert turns(chat) == [ASK, CALLED, *TOLD]
+    assert chat.tools == (TOOL,) and chat[2].name == "weather"
+    assert chat.meta == {
+        "source": "openai",
+        "message_fields": [{"message": 0, "fields": {"name": "ann"}}],
+    }
 
 
 @pytest.mark.parametrize("source", ["openai", "content-blocks"])
@@ -410,7 +424,9 @@ def test_code_twice_and_code_without_words():
     end = {"role": "assistant", "type": "message", "content": "Done."}
     chat = only({"messages": [user, code, code, out, out, end]}, "code-trace")
     assert chat.roles == ["user", "assistant", "tool", "tool", "assistant"]
-    assert len(read_calls(chat[1].content)[1]) == 2
+    assert len(chat[1].tool_calls) == 2
+    (found,) = convert({"messages": [user, code, out, out, end]}, "code-trace")
+    assert (found.reason, found.place) == ("result without its call", "messages[3]")
 
 
 # --- roles ---------------------------------------------------------------------------------------
@@ -428,17 +444,17 @@ def test_role_names_are_mapped():
                 "assistant",
             ]
     for tool in ("observation", "tool", "function_response"):
-        chat = only(dialogue(("human", "a"), ("gpt", "b"), (tool, "c"), ("gpt", "d")), "sharegpt")
-        assert chat.roles == ["user", "assistant", "tool", "assistant"]
+        record = dialogue(("human", "a"), ("function_call", CALL), (tool, "c"), ("gpt", "d"))
+        assert only(record, "sharegpt").roles == ["user", "assistant", "tool", "assistant"]
 
 
 def test_a_role_that_could_mean_two_things_is_no_guess():
-    record = dialogue(("human", "a"), ("gpt", "b"), ("function", "c"), ("gpt", "d"))
+    record = dialogue(("human", "a"), ("function_call", CALL), ("function", "c"), ("gpt", "d"))
     (found,) = convert(record, "sharegpt")
     assert found.reason == "unknown role" and "say which" in found.detail
     assert only(record, "sharegpt", roles={"function": "tool"}).roles[2] == "tool"
-    call = dialogue(("human", "a"), ("function", json.dumps(weather("Oslo"))))
-    assert turns(only(call, "sharegpt", roles={"function": "call"}))[1] == ("assistant", CALL_LINE)
+    call = dialogue(("human", "a"), ("function", CALL))
+    assert turns(only(call, "sharegpt", roles={"function": "call"}))[1] == CALLED
 
 
 def test_a_role_in_capitals_may_mean_another():
@@ -563,7 +579,23 @@ MORE_BROKEN = {
             ),
             "part that is no text",
         ),
-        (shape_of("openai", ["messages", 4, "weight"], 0), "turn not to be graded"),
+        (shape_of("openai", ["messages", 4, "weight"], -1), "wrong type"),
+        (shape_of("openai", ["messages", 4, "weight"], True), "wrong type"),
+        (shape_of("openai", ["messages", 4, "weight"], 1e-9), "wrong type"),
+        (shape_of("openai", ["messages", 4, "train"], "no"), "wrong type"),
+        (shape_of("openai", ["messages", 1, "train"], True), "turn not to be graded"),
+        (shape_of("openai", ["messages", 1, "weight"], 2), "turn not to be graded"),
+        (shape_of("openai", ["messages", 2, "tool_calls", 0, "id"], 7), "wrong type"),
+        (shape_of("openai", [*TOOL_TURN, "tool_call_id"], 7), "wrong type"),
+        (shape_of("openai", [*TOOL_TURN, "name"], "clock"), "result without its call"),
+        (shape_of("openai", ["functions"], [CLOCK]), "broken tool definitions"),
+        (shape_of("openai", ["tools", 0, "function", "name"], DELETE), "broken tool definitions"),
+        (shape_of("openai", ["tools", 0], "weather"), "broken tool definitions"),
+        (shape_of("openai", ["tools", 0, "type"], "web_search"), "broken tool definitions"),
+        (shape_of("openai", ["tools", 0, "a"], "\ud83d"), "lone surrogate"),
+        (shape_of("openai", ["chat_template_kwargs"], [1]), "wrong type"),
+        (shape_of("openai", ["chat_template_kwargs"], {"tools": []}), "wrong type"),
+        (shape_of("openai", ["documents"], [{"text": "x"}]), "unknown field"),
         (shape_of("openai", ["messages", 4, "refusal"], "No."), "unknown field"),
         (shape_of("openai", ["messages", 2, "tool_calls"], None), "null content"),
         (shape_of("openai", ["messages", 2, "tool_calls"], []), "null content"),
@@ -590,16 +622,16 @@ MORE_BROKEN = {
         (with_call(name="weather", arguments='{"a": 1e999}'), "number that JSON lacks"),
         (with_call(name="weather", arguments={"a": float("nan")}), "number that JSON lacks"),
         (with_call(name="weather", arguments='{"a": 1, "a": 2}'), "repeated key"),
-        (with_call(name="weather", arguments='{"a": 0.12345678901234567890}'), "broken tool call"),
+        (
+            with_call(name="weather", arguments='{"a": 0.12345678901234567890}'),
+            "number that JSON lacks",
+        ),
         (with_call(name="weather", arguments='{"a": "\\ud83d"}'), "lone surrogate"),
         (shape_of("openai", [*TOOL_TURN, "tool_call_id"], "call_9"), "result without its call"),
         (shape_of("openai", [*TOOL_TURN, "content"], None), "null content"),
         (shape_of("openai", ["tools"], "[{"), "broken tool definitions"),
         (shape_of("openai", ["tools"], 7), "broken tool definitions"),
-        (
-            shape_of("openai", ["messages", 4, "content"], CALL_LINE),
-            "text that reads as a tool call",
-        ),
+        (shape_of("openai", ["messages", 4, "content"], "<tool_call>"), "tool tags in the text"),
     ],
     "sharegpt": [
         (shape_of("sharegpt", ["system"], ["x"]), "wrong type"),
@@ -608,7 +640,11 @@ MORE_BROKEN = {
         (shape_of("sharegpt", ["conversations", 1, "value"], "weather()"), "broken tool call"),
         (shape_of("sharegpt", ["conversations", 1, "value"], "{}"), "broken tool call"),
         (shape_of("sharegpt", ["conversations", 1, "value"], "[]"), "empty text"),
-        (shape_of("sharegpt", ["conversations", 3, "weight"], 0), "turn not to be graded"),
+        (shape_of("sharegpt", ["conversations", 0, "train"], True), "turn not to be graded"),
+        (
+            dialogue(("human", "a"), ("gpt", "b"), ("tool", "c"), ("gpt", "d")),
+            "result without its call",
+        ),
         (dialogue(("system", "a"), ("system", "b"), ("human", "c"), ("gpt", "d")), "turn order"),
         (dialogue(("gpt", "a"), ("human", "b"), ("gpt", "c")), "turn order"),
     ],
@@ -627,12 +663,13 @@ MORE_BROKEN = {
         ({"prompt": [], "completion": []}, "no turns"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "missing field"),
         (shape_of("prompt-completion", ["label"], False), "reply marked as bad"),
-        (shape_of("prompt-completion", ["system"], "S"), "unknown field"),
+        (shape_of("prompt-completion", ["history"], [["a", "b"]]), "unknown field"),
     ],
     "messages": [
-        (shape_of("messages", ["messages", 0, "content"], [{"type": "text"}]), "wrong type"),
-        (shape_of("messages", ["messages", 1, "tool_calls"], [{}]), "unknown field"),
-        (shape_of("messages", ["tools"], [{}]), "unknown field"),
+        (shape_of("messages", ["messages", 0, "content"], [{"type": "text"}]), "missing field"),
+        (shape_of("messages", ["messages", 1, "tool_calls"], [{}]), "broken tool call"),
+        (shape_of("messages", ["tools"], [{}]), "broken tool definitions"),
+        (shape_of("messages", ["messages", 0, "reasoning"], "hm"), "unknown field"),
     ],
     "content-blocks": [
         (block({"type": "image", "source": {}}), "part that is no text"),
@@ -645,6 +682,23 @@ MORE_BROKEN = {
         (shape_of("content-blocks", ["messages", 0, "content"], []), "empty text"),
         (
             shape_of("content-blocks", ["messages", 3, "content"], [{"type": "thinking"}]),
+            "reasoning apart from the text",
+        ),
+        (
+            shape_of(
+                "content-blocks",
+                ["messages", 3, "content"],
+                [{"type": "redacted_thinking", "data": "x"}],
+            ),
+            "reasoning apart from the text",
+        ),
+        (block({"type": "thinking", "thinking": "hm"}), "reasoning apart from the text"),
+        (
+            shape_of(
+                "content-blocks",
+                ["messages", 1, "content", 2],
+                {"type": "thinking", "thinking": "hm"},
+            ),
             "reasoning apart from the text",
         ),
         (
@@ -738,8 +792,8 @@ def test_a_field_is_kept_on_request():
     record = shape_of("sharegpt", ["conversations", 3, "weight"], 0)
     chat = only(record, "sharegpt", keep=["weight"])
     assert chat.meta["message_fields"] == [{"message": 4, "fields": {"weight": 0}}]
-    chat = only(REAL["messages"][0] | {"tools": [TOOL]}, "messages", keep=["tools"])
-    assert chat.meta["fields"]["tools"] == [TOOL]
+    chat = only(REAL["messages"][0] | {"documents": ["x"]}, "messages", keep=["documents"])
+    assert chat.meta["fields"]["documents"] == ["x"]
 
 
 @settings(max_examples=300)
@@ -775,7 +829,7 @@ def test_any_damage_gives_a_result_and_no_other_error(source, data):
 
 # --- no text is lost, merged or reordered --------------------------------------------------------
 
-TEXTS = [*FRAGMENTS, CALL_LINE, "\n" + CALL_LINE, CALL_LINE + "\n", '{"tool_call": ', "#### 1"]
+TEXTS = [*FRAGMENTS, CALL, "\n" + CALL, '{"tool_call": ', "<tool>", "#### 1"]
 
 
 def in_source(source, chat):
@@ -818,11 +872,6 @@ def in_source(source, chat):
     return None
 
 
-def reads_as_call(text):
-    last = text.split("\n")[-1]
-    return last == CALL_LINE
-
-
 CHAT_SOURCES = [source for source in SOURCES if source not in ("worked-math", "tool-trace")]
 
 
@@ -850,7 +899,7 @@ CHATS = st.tuples(
 
 @settings(max_examples=600)
 @given(st.sampled_from(CHAT_SOURCES), CHATS)
-@example("openai", [("user", "x"), ("assistant", "a\n" + CALL_LINE)])
+@example("openai", [("user", "x"), ("assistant", "a\n" + CALL)])
 @example("sharegpt", [("system", ""), ("user", "x"), ("assistant", "a")])
 def test_no_text_is_lost_merged_or_reordered(source, chat):
     record = in_source(source, chat)
@@ -858,8 +907,6 @@ def test_no_text_is_lost_merged_or_reordered(source, chat):
     reasons = set()
     if any(role != "system" and not text.strip() for role, text in chat):
         reasons.add("empty text")
-    if any(role == "assistant" and reads_as_call(text) for role, text in chat):
-        reasons.add("text that reads as a tool call")
     results = convert(json.loads(json.dumps(record)), source)
     found = results[-1]
     if (
@@ -898,95 +945,6 @@ CALLS = st.lists(
     min_size=1,
     max_size=3,
 )
-
-
-@settings(max_examples=200)
-@given(
-    st.sampled_from(["openai", "openai objects", "content-blocks", "sharegpt"]),
-    st.lists(st.sampled_from(TEXTS), max_size=3).map("".join),
-    CALLS,
-)
-def test_calls_can_be_read_back(shape, text, calls):
-    ask, answer = {"role": "user", "content": "x"}, None
-    if shape == "content-blocks":
-        uses = [{"type": "tool_use", "name": c["name"], "input": c["arguments"]} for c in calls]
-        said = [{"type": "text", "text": text}] if text else []
-        answer = {"role": "assistant", "content": said + uses}
-    elif shape == "sharegpt":
-        text = ""
-        record = dialogue(("human", "x"), ("function_call", json.dumps(calls)))
-    else:
-        pack = json.dumps if shape == "openai" else dict
-        made = [{"function": {"name": c["name"], "arguments": pack(c["arguments"])}} for c in calls]
-        answer = {"role": "assistant", "content": text or None, "tool_calls": made}
-    if answer:
-        record = {"messages": [ask, answer]}
-    (found,) = convert(json.loads(json.dumps(record)), shape.split()[0])
-    if reads_as_call(text):
-        assert found.reason == "text that reads as a tool call"
-    else:
-        assert read_calls(found[1].content) == (text, calls)
-
-
-ROUNDS = st.lists(
-    st.tuples(
-        st.sampled_from(["", "Let me look. ", " \n"]), CALLS, st.lists(st.sampled_from(TEXTS))
-    ),
-    max_size=3,
-)
-
-
-@settings(max_examples=200)
-@given(st.sampled_from(["openai", "content-blocks"]), ROUNDS)
-def test_calls_and_results_stay_in_their_order(source, rounds):
-    """Each round: what the assistant says, its calls, and results in any order of their calls."""
-    said, expected = [{"role": "user", "content": "x"}], ["user"]
-    for number, (text, calls, results) in enumerate(rounds):
-        ids = [f"call {number} {n}" for n in range(len(calls))]
-        results = results or [""]
-        answers = [(ids[-1 - n % len(ids)], result) for n, result in enumerate(results)]
-        if source == "openai":
-            made = [
-                {
-                    "id": id,
-                    "type": "function",
-                    "function": {**c, "arguments": json.dumps(c["arguments"])},
-                }
-                for id, c in zip(ids, calls, strict=True)
-            ]
-            said.append({"role": "assistant", "content": text, "tool_calls": made})
-            said += [{"role": "tool", "tool_call_id": i, "content": r} for i, r in answers]
-        else:
-            uses = [
-                {"type": "tool_use", "id": id, "name": c["name"], "input": c["arguments"]}
-                for id, c in zip(ids, calls, strict=True)
-            ]
-            says = [{"type": "text", "text": text}] if text else []
-            given = [{"type": "tool_result", "tool_use_id": i, "content": r} for i, r in answers]
-            said += [
-                {"role": "assistant", "content": says + uses},
-                {"role": "user", "content": given},
-            ]
-        expected += [(text, calls, ids), *answers]
-    said.append({"role": "assistant", "content": "end"})
-    chat = only(json.loads(json.dumps({"messages": said})), source)
-    about = {note["message"]: note for note in chat.meta.get("tool_ids", [])}
-    found = ["user"]
-    for position, message in enumerate(chat[1:-1], start=1):
-        if message.role == "assistant":
-            found.append((*read_calls(message.content), about[position]["ids"]))
-        else:
-            found.append((about[position]["answers"], message.content))
-    assert found == expected and chat[-1].content == "end"
-
-
-def test_calls_as_text():
-    assert write_calls("", [weather("Oslo")]) == CALL_LINE
-    assert write_calls("Wait.", [weather("Oslo")] * 2) == f"Wait.\n{CALL_LINE}\n{CALL_LINE}"
-    for text in ("", "plain", CALL_LINE + " ", CALL_LINE + "\n", '{"tool_call": {"name": 1}}'):
-        assert read_calls(text) == (text, [])
-    with pytest.raises(ValueError):
-        write_calls("", [{"name": "f", "arguments": {"a": float("nan")}}])
 
 
 @settings(max_examples=100)

@@ -1,10 +1,7 @@
-"""What every converter builds on: rejections with a reason, tool calls as text, and the draft."""
+"""The conversation in the making: turns, what the schema holds besides them, and the meta."""
 
-import json
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from course_utils.conversation import (
     NEXT_ROLES,
@@ -12,274 +9,47 @@ from course_utils.conversation import (
     ConversationError,
     Message,
 )
-
-# Every reason for which a record is turned away. Reports count by these.
-REASONS = (
-    "broken JSON",
-    "not UTF-8",
-    "line too long",
-    "nested too deeply",
-    "repeated key",
-    "number that JSON lacks",
-    "not an object",
-    "missing field",
-    "wrong type",
-    "unknown field",
-    "unknown role",
-    "null content",
-    "empty text",
-    "lone surrogate",
-    "no turns",
-    "turn order",
-    "no reply at the end",
-    "part that is no text",
-    "reasoning apart from the text",
-    "text after a tool call",
-    "broken tool call",
-    "broken tool definitions",
-    "result without its call",
-    "text that reads as a tool call",
-    "turn not to be graded",
-    "reply marked as bad",
-    "deleted or refused message",
-    "broken worked solution",
+from course_utils.records import _nulls as nulls_in
+from course_utils.sources.calls import (
+    TAG,
+    calls_in,
+    definitions_in,
+    one_call,
+    same_tools,
+    tagged_calls,
+    tagged_results,
+    tagged_tools,
+    without_grammar,
 )
+from course_utils.sources.fields import MEANING_FIELDS as MEANING_FIELDS
+from course_utils.sources.fields import (
+    NO_TEXT_FIELDS,
+    Options,
+    Rejected,
+    check_plain,
+    is_empty,
+    optional,
+    shown,
+)
+from course_utils.sources.fields import REASONS as REASONS
+from course_utils.sources.fields import decode as decode
 
-CALL_OPENING = '{"tool_call": '
-# Fields of a record that change what a model reads. A converter uses them or turns the record away.
-NO_TEXT_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
-MEANING_FIELDS = ("system", "system_prompt", "history", "tools", "functions", *NO_TEXT_FIELDS)
-
-
-class Rejected(ValueError):
-    """A record cannot be converted: `reason` is one of `REASONS`, `place` is inside the record."""
-
-    def __init__(self, reason: str, place: str, detail: str):
-        assert reason in REASONS, reason
-        super().__init__(f"{reason}: {place}: {detail}" if place else f"{reason}: {detail}")
-        self.reason, self.place, self.detail = reason, place, detail
-
-
-@dataclass(frozen=True)
-class Options:
-    """`roles` are added to the source's own; message fields named in `keep` go into the meta."""
-
-    roles: Mapping[str, str] = field(default_factory=dict)
-    keep: frozenset[str] = frozenset()
-
-
-# --- strict JSON ---------------------------------------------------------------------------------
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Rejected("repeated key", "", f"{twice!r} occurs twice in one object")
-    return found
-
-
-def _constant(name: str):
-    raise Rejected("number that JSON lacks", "", f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    if math.isinf(number := float(digits)):
-        _constant(digits)
-    return number
-
-
-def _exact(digits: str) -> float:
-    number = _finite(digits)
-    if Decimal(digits) != Decimal(repr(number)):
-        raise Rejected("broken tool call", "", f"{digits} has more digits than a float holds")
-    return number
-
-
-HOOKS = {"object_pairs_hook": _unique, "parse_constant": _constant, "parse_float": _finite}
-STRICT = json.JSONDecoder(**HOOKS)
-EXACT = json.JSONDecoder(**HOOKS | {"parse_float": _exact})
-
-
-def decode(text: str, decoder: json.JSONDecoder = STRICT):
-    """Read JSON in which a key stands once and every number is one; `Rejected` if it is not so."""
-    try:
-        return decoder.decode(text)
-    except json.JSONDecodeError as error:
-        raise Rejected("broken JSON", "", f"{error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise Rejected("nested too deeply", "", "more levels than can be read") from None
-    except Rejected:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise Rejected("number that JSON lacks", "", str(error)) from None
-
-
-def decode_at(text: str, place: str, otherwise: str):
-    """`decode` a string that stands inside a record; broken JSON counts as `otherwise`."""
-    try:
-        return decode(text, EXACT)
-    except Rejected as error:
-        reason = otherwise if error.reason == "broken JSON" else error.reason
-        raise Rejected(reason, place, f"JSON in a string: {error.detail}") from None
-
-
-def _check_numbers(value, place: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Rejected("number that JSON lacks", place, f"{value} is no JSON number")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_numbers(inner, f"{place}.{key}")
-    elif isinstance(value, list | tuple):
-        for position, inner in enumerate(value):
-            _check_numbers(inner, f"{place}[{position}]")
-
-
-# --- tool calls as text --------------------------------------------------------------------------
-
-
-def write_calls(text: str, calls: Sequence[Mapping]) -> str:
-    """The content of an assistant turn that says `text` and then makes `calls`.
-
-    Each call is one line of JSON, behind the text:
-
-        Let me look.
-        {"tool_call": {"name": "weather", "arguments": {"city": "Oslo"}}}
-
-    This is the course's own neutral form. A template family's grammar is made from it by reading
-    it back with `read_calls`.
-    """
-    lines = [
-        json.dumps(
-            {"tool_call": {"name": call["name"], "arguments": call["arguments"]}},
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-        for call in calls
-    ]
-    return "\n".join([text] * bool(text) + lines)
-
-
-def read_calls(content: str) -> tuple[str, list[dict]]:
-    """(text, calls) of an assistant turn: the inverse of `write_calls`.
-
-    Only whole lines at the end count, and only "\\n" ends a line.
-    """
-    if CALL_OPENING not in content:
-        return content, []
-    lines, calls = content.split("\n"), []
-    while lines and (call := _call_in(lines[-1])) is not None:
-        calls.append(call)
-        lines.pop()
-    return "\n".join(lines), calls[::-1]
-
-
-def _call_in(line: str) -> dict | None:
-    if not (line.startswith(CALL_OPENING) and line.endswith("}")):
-        return None
-    try:
-        found = decode(line)
-    except Rejected:
-        return None
-    call = found["tool_call"]
-    fits = len(found) == 1 and isinstance(call, dict) and set(call) == {"name", "arguments"}
-    fits = fits and isinstance(call["name"], str) and isinstance(call["arguments"], dict)
-    return call if fits else None
-
-
-# --- reading fields ------------------------------------------------------------------------------
-
-
-def shown(value: object, width: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def require(record: Mapping, key: str, kind: type, place: str = ""):
-    """The record's field, present and of its kind."""
-    here = f"{place}.{key}" if place else key
-    if key not in record:
-        raise Rejected("missing field", here, f"only {shown(list(record))} are there")
-    value = record[key]
-    if isinstance(value, kind):
-        return value
-    if value is None and kind is str:
-        raise Rejected("null content", here, "null is no text")
-    raise Rejected("wrong type", here, f"{type(value).__name__} instead of {kind.__name__}")
-
-
-def optional(record: Mapping, key: str, kind: type, place: str = ""):
-    """The record's field, or None where it is absent, null or empty."""
-    if record.get(key) is None:
-        return None
-    return require(record, key, kind, place) or None
-
-
-def role_of(message: Mapping, key: str, table: Mapping, options: Options, place: str) -> str:
-    """The canonical role for a source's role name. Names are matched exactly, case included."""
-    here = f"{place}.{key}"
-    if key not in message:
-        raise Rejected("missing field", here, f"only {shown(list(message))} are there")
-    name = message[key]
-    known = {**table, **options.roles} if options.roles else table
-    if not isinstance(name, str) or name not in known:
-        names = ", ".join(name for name, role in known.items() if role)
-        raise Rejected("unknown role", here, f"{shown(name)} is none of {names}")
-    if known[name] is None:
-        raise Rejected(
-            "unknown role",
-            here,
-            f"{name!r} names the call in some data sets and its result in others: say which",
-        )
-    return known[name]
-
-
-def messages_in(record: Mapping, key: str) -> Iterable[tuple[str, Mapping]]:
-    """(place, message) for each message of a list."""
-    found = require(record, key, list)
-    if not found:
-        raise Rejected("no turns", key, "the list is empty")
-    for position, message in enumerate(found):
-        place = f"{key}[{position}]"
-        if not isinstance(message, Mapping):
-            raise Rejected("wrong type", place, f"{type(message).__name__} instead of an object")
-        yield place, message
-
-
-def one_call(call: object, place: str) -> dict:
-    """A call as {"name", "arguments"}: arguments may be an object or a string that holds one."""
-    if not isinstance(call, Mapping):
-        raise Rejected("broken tool call", place, f"{type(call).__name__} instead of an object")
-    for key in ("name", "arguments"):
-        if key not in call:
-            raise Rejected("broken tool call", place, f"no {key!r}")
-    name, arguments = call["name"], call["arguments"]
-    if not isinstance(name, str) or not name:
-        raise Rejected("broken tool call", f"{place}.name", f"{shown(name)} is no name")
-    here = f"{place}.arguments"
-    if isinstance(arguments, str):
-        arguments = decode_at(arguments, here, "broken tool call")
-    if not isinstance(arguments, Mapping):
-        raise Rejected("broken tool call", here, f"{type(arguments).__name__} instead of an object")
-    _check_numbers(arguments, here)
-    if rest := set(call) - {"name", "arguments"}:
-        raise Rejected("unknown field", place, f"{shown(sorted(rest))} in a call")
-    return {"name": name, "arguments": dict(arguments)}
-
-
-# --- the draft -----------------------------------------------------------------------------------
+OPTIONS = "chat_template_kwargs"
+JSON_REASONS = ("lone surrogate", "nested too deeply", "number that JSON lacks")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Draft:
-    """A conversation in the making, and beside it what content alone cannot say."""
+    """A conversation in the making. `finish` checks it as a whole."""
 
     def __init__(self, options: Options):
         self.options = options
         self.messages: list[Message] = []
-        self.meta: dict = {}
         self.places: list[str] = []
-        self._open_calls: list[str | None] = []
+        self.tools: list[dict] = []
+        self.meta: dict = {}
+
+    # --- turns -----------------------------------------------------------------------------------
 
     def turn(
         self,
@@ -290,84 +60,165 @@ class Draft:
         calls: Sequence[Mapping] = (),
         parts: Sequence[str] = (),
         joint: str = "",
+        **about,
     ) -> None:
-        """Add a turn. `parts` are the source's pieces of `text`, which `joint` joined."""
+        """Add a turn; calls, results and definitions in tags leave the text.
+
+        calls: as `calls.one_call` gives them
+        parts: the source's pieces of `text`, which `joint` joined
+        about: what else `Message` holds
+        """
+        said = text
+        if role == "assistant":
+            text, tagged = tagged_calls(text, place)
+            if calls and tagged and [_bare(c) for c in calls] != [_bare(c) for c in tagged]:
+                raise Rejected("tool tags in the text", place, "other calls than the turn has")
+            calls = calls or tagged
+        elif role == "tool" or (role == "user" and self._calls_are_open()):
+            results = tagged_results(text, place)
+            if results is not None:
+                return self._results(results, place, **about)
+        elif role == "system":
+            text = self._system(text, place)
+            if text != said and not text:
+                return None
         if not calls and role in ("user", "assistant") and not text.strip():
             raise Rejected("empty text", place, f"the {role} says nothing")
-        if role == "assistant" and CALL_OPENING in text and read_calls(text)[1]:
-            raise Rejected(
-                "text that reads as a tool call", place, "its last line looks like a written call"
-            )
-        content = write_calls(text, calls) if calls else text
+        if len(parts) > 1 and text == said:
+            lengths = {"lengths": [len(part) for part in parts]}
+            self.note("parts", lengths | ({"joint": joint} if joint else {}))
+        return self._add(role, text, place, calls, **about)
+
+    def _add(self, role: str, text: str, place: str, calls: Sequence[Mapping] = (), **about):
+        ids = [call["id"] for call in calls if "id" in call]
+        if len(set(ids)) < len(ids):
+            raise Rejected("broken tool call", place, "two calls have the same id")
+        for number, call in enumerate(calls):
+            for path in nulls_in(call["arguments"], "arguments"):
+                self.warn("null in arguments", place, f"call {number}: {call['name']}, {path}")
+        written = tuple(
+            {key: call[key] for key in ("id",) if key in call}
+            | {"type": "function", "function": {k: call[k] for k in ("name", "arguments")}}
+            for call in calls
+        )
         try:
-            message = Message(role, content)
+            message = Message(role, text, tool_calls=written, **about)
         except ConversationError as error:
-            raise Rejected("lone surrogate", place, str(error)) from None
-        if len(parts) > 1:
-            about = {"lengths": [len(part) for part in parts]}
-            self.note("parts", about | ({"joint": joint} if joint else {}))
+            raise _rejected(error, place) from None
         self.messages.append(message)
         self.places.append(place)
+
+    def _calls_are_open(self) -> bool:
+        return bool(self.messages) and (
+            self.messages[-1].role == "tool" or bool(self.messages[-1].tool_calls)
+        )
+
+    def _results(self, results: Sequence, place: str, **about) -> None:
+        if len(results) > 1 and about.get("tool_call_id") is not None:
+            raise Rejected("result without its call", place, "several results answer one call")
+        for id, name, content in results:
+            found = {"tool_call_id": id, "name": name}
+            for key, value in found.items():
+                if None not in (value, about.get(key)) and value != about[key]:
+                    raise Rejected("result without its call", place, f"two answers to {key}")
+            found = {key: value for key, value in found.items() if value is not None}
+            self._add("tool", content, place, **{**about, **found})
+
+    def _system(self, text: str, place: str) -> str:
+        """The system text without tools, which become the conversation's, and their grammar."""
+        rest, tools = tagged_tools(text, place)
+        if tools and self.tools and not same_tools(tools, self.tools):
+            detail = "the list in <tools> is not the one that the record has beside it"
+            raise Rejected("broken tool definitions", place, detail)
+        self.tools = self.tools or tools
+        rest, cut = without_grammar(rest)
+        if stray := TAG.search(rest):
+            raise Rejected("tool tags in the text", place, f"{stray[0]} without its other half")
+        if cut:
+            self.note("call_grammar", {"cut": cut})
+            detail = "sentences with tags went to the meta"
+            self.warn("grammar of calls in the system text", place, detail)
+        return rest.strip() if tools or cut else rest
+
+    # --- what stands beside a text ---------------------------------------------------------------
+
+    def beside(self, message: Mapping, role: str, place: str) -> tuple[dict, set[str]]:
+        """(arguments for `turn`, the fields that they come from)"""
+        about, used = {}, {"weight", "train"}
+        if role == "assistant":
+            used |= {"tool_calls", "function_call", *REASONING_FIELDS}
+            about["calls"] = _calls(message, place)
+            about |= self._grading(message, place)
+            thoughts = [optional(message, name, str, place) for name in REASONING_FIELDS]
+            if len(found := {thought for thought in thoughts if thought}) > 1:
+                raise Rejected("reasoning apart from the text", place, "two different ones")
+            if found:
+                about["reasoning"] = found.pop()
+        elif message.get("train") is True or message.get("weight") not in (None, 0, 1):
+            raise Rejected("turn not to be graded", place, f"a turn of the {role}")
+        if role == "tool":
+            used |= {"tool_call_id", "name"}
+            about["tool_call_id"] = optional(message, "tool_call_id", str, place)
+            about["name"] = optional(message, "name", str, place)
+        return about, used
+
+    def _grading(self, message: Mapping, place: str) -> dict:
+        """`train` and `weight` of a reply. A weight of 0 asks not to grade it."""
+        train, weight = message.get("train"), message.get("weight")
+        if not isinstance(train, bool | None):
+            raise Rejected("wrong type", f"{place}.train", f"{shown(train)} is not true or false")
+        if weight is None:
+            return {} if train is None else {"train": train}
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+            raise Rejected("wrong type", f"{place}.weight", f"{shown(weight)} is no weight")
+        check_plain(weight, f"{place}.weight")
+        if weight == 0 and train:
+            raise Rejected("wrong type", f"{place}.weight", "a weight of 0 beside train: true")
+        if weight == 0 or train is False:
+            return {"train": False}
+        return {"weight": weight}
+
+    def rest_of_message(self, message: Mapping, used: Collection[str], place: str) -> None:
+        """Every other field of a message: empty, kept on request, or a reason to reject."""
+        kept = {name: message[name] for name in message if name in self.options.keep}
+        for name in message:
+            if name not in used and name not in kept and not is_empty(message[name]):
+                detail = f"{shown(message[name])}: keep it in the meta by name, or remove it"
+                raise Rejected("unknown field", f"{place}.{name}", detail)
+        if kept:
+            check_plain(kept, place)
+            self.note("message_fields", {"fields": kept})
 
     def note(self, name: str, about: Mapping) -> None:
         """Put `about` into the meta under `name`, with the position of the coming message."""
         self.meta.setdefault(name, []).append({"message": len(self.messages), **about})
 
-    def call_ids(self, ids: Sequence[str | None], place: str) -> None:
-        """The ids that the source gave to the coming message's calls."""
-        named = [name for name in ids if name is not None]
-        if len(set(named)) != len(named):
-            raise Rejected("broken tool call", place, "two calls have the same id")
-        self._open_calls = list(ids)
-        if named:
-            self.note("tool_ids", {"ids": list(ids)})
+    def warn(self, warning: str, place: str, detail: str) -> None:
+        """One of `fields.WARNINGS`: the record is converted, and the report counts it."""
+        found = {"warning": warning, "place": place, "detail": detail}
+        self.meta.setdefault("warnings", []).append(found)
 
-    def result_of(self, call: str | None, place: str, **about) -> None:
-        """Which call the coming tool turn answers: one of the last assistant turn's."""
-        if call is not None and call not in self._open_calls:
-            raise Rejected("result without its call", place, f"no call has the id {shown(call)}")
-        about = {key: value for key, value in about.items() if value is not None}
-        if call is not None or about:
-            self.note("tool_ids", ({"answers": call} if call is not None else {}) | about)
+    def define(self, record: Mapping) -> None:
+        """The record's `tools`, or its old `functions`, are the conversation's tools."""
+        tools, functions = (definitions_in(record.get(key), key) for key in ("tools", "functions"))
+        if tools and functions and not same_tools(tools, functions):
+            raise Rejected("broken tool definitions", "functions", "others than in tools")
+        self.tools = tools or functions
 
-    def rest_of_message(self, message: Mapping, used: Collection[str], place: str) -> None:
-        """Every other field of a message: empty, kept on request, or a reason to reject."""
-        kept = {}
-        for name in [name for name in message if name not in used]:
-            value = message[name]
-            if name == "weight" and name not in self.options.keep:
-                if value not in (None, 1):
-                    detail = f"weight {shown(value)}: the schema grades every reply"
-                    raise Rejected("turn not to be graded", f"{place}.weight", detail)
-            elif name in self.options.keep:
-                kept[name] = value
-            elif value not in (None, "", [], {}):
-                detail = f"{shown(value)}: keep it in the meta by name, or remove it"
-                raise Rejected("unknown field", f"{place}.{name}", detail)
-        if kept:
-            _check_numbers(kept, place)
-            self.note("message_fields", {"fields": kept})
-
-    def tools(self, record: Mapping, key: str = "tools") -> None:
-        """The definitions of the tools, as a list or as a string that holds one, go to the meta."""
-        value = record.get(key)
-        if value in (None, "", [], {}):
-            return
-        if isinstance(value, str):
-            value = decode_at(value, key, "broken tool definitions")
-        if not isinstance(value, list | dict):
-            raise Rejected("broken tool definitions", key, f"{type(value).__name__} is no list")
-        _check_numbers(value, key)
-        self.meta[key] = value
+    # --- the whole -------------------------------------------------------------------------------
 
     def finish(self, record: Mapping, source: str, used: Collection[str], id: str | None):
-        """The conversation, its turns in an order that the schema allows and a reply at its end."""
+        """The conversation: turns in an order that the schema allows, a reply at the end."""
         rest = {key: value for key, value in record.items() if key not in used}
-        for name in MEANING_FIELDS:
-            if rest.get(name) not in (None, "", [], {}) and name not in self.options.keep:
-                reason = "part that is no text" if name in NO_TEXT_FIELDS else "unknown field"
-                raise Rejected(reason, name, f"source {source!r} has no such field")
-        _check_numbers(rest, "")
+        for name, value in rest.items():
+            known = str(name).lower().replace("-", "_")
+            if known in MEANING_FIELDS and not is_empty(value) and name not in self.options.keep:
+                reason = "part that is no text" if known in NO_TEXT_FIELDS else "unknown field"
+                detail = f"source {source!r} has no such field: keep it in the meta, or remove it"
+                raise Rejected(reason, name, detail)
+        check_plain(rest, "")
+        if id is not None and rest.get("id") == id:
+            del rest["id"]  # It is the conversation's own.
         if not self.messages:
             raise Rejected("no turns", "", "nothing was said")
         previous = None
@@ -379,14 +230,76 @@ class Draft:
             previous = message.role
         if previous != "assistant":
             raise Rejected("no reply at the end", self.places[-1], f"the last turn is {previous}")
+        self._match_results()
+        options = rest.pop(OPTIONS, None) or {}
         meta = {"source": source, **self.meta, **({"fields": rest} if rest else {})}
-        return Conversation(tuple(self.messages), id, (), meta)
+        try:
+            return Conversation(tuple(self.messages), id, (), meta, tuple(self.tools), options)
+        except ConversationError as error:
+            raise _rejected(error, error.field or "") from None
+
+    def _match_results(self) -> None:
+        """Give every result its call: the one it names, or else the next in the calls' order."""
+        calls, first = [], 0
+        for position, message in enumerate(self.messages):
+            if message.role == "tool":
+                continue
+            self._match(calls, range(first, position))
+            calls, first = list(message.tool_calls), position + 1
+
+    def _match(self, calls: list[dict], results: range) -> None:
+        each_has_its_own = len(calls) == len(results)
+        for position in results:
+            result = self.messages[position]
+            fitting = [
+                call
+                for call in calls
+                if result.tool_call_id in (None, call.get("id"))
+                and result.name in (None, call["function"]["name"])
+            ]
+            if not fitting:
+                asked = shown(result.tool_call_id or result.name)
+                detail = f"no call {asked} is open" if calls else "no call is open"
+                raise Rejected("result without its call", self.places[position], detail)
+            calls.remove(fitting[0])
+            names = {call["function"]["name"] for call in fitting}
+            certain = each_has_its_own or len(fitting) == 1
+            self.messages[position] = replace(
+                result,
+                name=fitting[0]["function"]["name"] if certain or len(names) == 1 else None,
+                tool_call_id=fitting[0].get("id") if certain else result.tool_call_id,
+            )
+
+
+def _rejected(error: ConversationError, place: str) -> Rejected:
+    """What the schema refuses, under the reason that it names or that its field has."""
+    named = [reason for reason in JSON_REASONS if reason in str(error)]
+    field = (error.field or "").partition("[")[0]
+    fields = {"tool_calls": "broken tool call", "tools": "broken tool definitions"}
+    return Rejected([*named, fields.get(field, "wrong type")][0], place, str(error))
+
+
+def _calls(message: Mapping, place: str) -> list[dict]:
+    calls = []
+    for key in ("tool_calls", "function_call"):
+        if not is_empty(value := message.get(key)):
+            here = f"{place}.{key}"
+            if key == "function_call":
+                calls.append(one_call(value, here))
+            elif isinstance(value, list):
+                calls += calls_in(value, here)
+            else:
+                raise Rejected("wrong type", here, f"{type(value).__name__} instead of list")
+    return calls
+
+
+def _bare(call: Mapping) -> dict:
+    return {key: call[key] for key in ("name", "arguments")}
 
 
 def parts_of(conversation: Conversation, position: int) -> list[str]:
     """The pieces in which the source held the text of one message."""
-    message = conversation[position]
-    text, _ = read_calls(message.content) if message.role == "assistant" else (message.content, [])
+    text = conversation[position].content
     for about in conversation.meta.get("parts", []):
         if about["message"] == position:
             pieces, start = [], 0

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from course_utils.conversation import Conversation
-from course_utils.sources.draft import (
-    Draft,
+from course_utils.sources.calls import calls_in, one_call
+from course_utils.sources.draft import Draft
+from course_utils.sources.fields import (
     Options,
     Rejected,
     decode_at,
+    is_empty,
     messages_in,
-    one_call,
     optional,
     require,
     role_of,
@@ -69,11 +70,38 @@ BLOCKS_ROLES = {
 TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 CODE_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "computer": "tool"}
 TEXT_PARTS = ("text", "input_text", "output_text")
+THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning")
+THOUGHT_FIELDS = ("thinking", "reasoning", "text")
 
 
-def _system_turn(draft: Draft, record: Mapping) -> None:
-    if text := optional(record, "system", str):
-        draft.turn("system", text, "system")
+def _opening(draft: Draft, record: Mapping) -> None:
+    """The record's tools, and its system text as the first turn."""
+    draft.define(record)
+    if not is_empty(system := record.get("system")):
+        parts = _parts(draft, system, "system")
+        draft.turn("system", "".join(parts), "system", parts=parts)
+
+
+def _parts(draft: Draft, content: object, place: str, about: dict | None = None) -> list[str]:
+    """The texts of a content that is a string or a list of parts.
+
+    Reasoning before them goes to `about`, which only an assistant's message has.
+    """
+    if isinstance(content, str):
+        return [content]
+    if content is None:
+        raise Rejected("null content", place, "null is no text")
+    if not isinstance(content, list):
+        raise Rejected("wrong type", place, f"{type(content).__name__} is neither text nor parts")
+    texts, thoughts = [], []
+    for position, part in enumerate(content):
+        here = f"{place}[{position}]"
+        if _is_thought(part):
+            thoughts.append(_thought(draft, part, here, opens=about is not None and not texts))
+        else:
+            texts.append(_text_part(draft, part, here))
+    _think(about, thoughts, place)
+    return texts
 
 
 def _text_part(draft: Draft, part: object, place: str) -> str:
@@ -81,22 +109,71 @@ def _text_part(draft: Draft, part: object, place: str) -> str:
         raise Rejected("wrong type", place, f"{type(part).__name__} instead of a part with a type")
     kind = require(part, "type", str, place)
     if kind not in TEXT_PARTS:
-        reasoning = kind in ("thinking", "redacted_thinking", "reasoning")
-        reason = "reasoning apart from the text" if reasoning else "part that is no text"
-        raise Rejected(reason, place, f"a part of type {kind!r}")
+        raise Rejected("part that is no text", place, f"a part of type {shown(kind)}")
     draft.rest_of_message(part, ("type", "text"), place)
     return require(part, "text", str, place)
 
 
-def _parts(draft: Draft, content: object, place: str) -> list[str]:
-    """The texts of a content that is a string or a list of text parts."""
-    if isinstance(content, str):
-        return [content]
-    if content is None:
-        raise Rejected("null content", place, "null is no text")
-    if not isinstance(content, list):
-        raise Rejected("wrong type", place, f"{type(content).__name__} is neither text nor parts")
-    return [_text_part(draft, part, f"{place}[{n}]") for n, part in enumerate(content)]
+def _is_thought(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in THOUGHT_PARTS
+
+
+def _thought(draft: Draft, part: Mapping, place: str, *, opens: bool) -> str:
+    """The text of a part of reasoning, which must open an assistant's turn."""
+    texts = [name for name in THOUGHT_FIELDS if part.get(name) is not None]
+    if not opens or len(texts) != 1:
+        detail = "not one text in it" if opens else "it does not open an assistant's turn"
+        raise Rejected("reasoning apart from the text", place, detail)
+    draft.rest_of_message(part, ("type", "signature", *texts), place)
+    if signature := optional(part, "signature", str, place):
+        draft.note("message_fields", {"fields": {"signature": signature}})
+    return require(part, texts[0], str, place)
+
+
+def _think(about: dict | None, thoughts: list[str], place: str) -> None:
+    """Put parts of reasoning, joined with nothing between, into a turn's `about`."""
+    if thoughts:
+        joined = "".join(thoughts)
+        if about.get("reasoning") not in (None, joined):
+            detail = "other parts than the message's own field"
+            raise Rejected("reasoning apart from the text", place, detail)
+        about["reasoning"] = joined
+
+
+def _chat(
+    draft: Draft,
+    record: Mapping,
+    key: str,
+    roles: Mapping,
+    *,
+    role_key: str = "role",
+    text_key: str = "content",
+    graded: bool = True,
+) -> None:
+    """Every message of `record[key]`. What is not `graded` is so only if its message says so."""
+    for place, message in messages_in(record, key):
+        role = role_of(message, role_key, roles, draft.options, place)
+        here = f"{place}.{text_key}"
+        as_call, role = role == "call", "assistant" if role == "call" else role
+        about, used = draft.beside(message, role, place)
+        content = message.get(text_key)
+        if as_call and "<tool_call>" not in (text := require(message, text_key, str, place)):
+            about["calls"], content = [*about["calls"], *calls_in(text, here)], None
+            if not about["calls"]:
+                raise Rejected("empty text", here, "no call")
+        texts = []
+        if content is not None or not about.get("calls"):
+            if text_key not in message:
+                raise Rejected("missing field", here, f"only {shown(list(message))} are there")
+            texts = _parts(draft, content, here, about if role == "assistant" else None)
+        if role in ("system", "user") and "name" not in draft.options.keep:
+            used.add("name")
+            if name := optional(message, "name", str, place):
+                draft.note("message_fields", {"fields": {"name": name}})
+        draft.rest_of_message(message, {role_key, text_key, *used}, place)
+        if role == "assistant" and not graded:
+            about.setdefault("train", "weight" in about)
+        draft.turn(role, "".join(texts), place, parts=texts, **about)
 
 
 def openai(record: Mapping, options: Options) -> Iterator[Draft]:
@@ -110,63 +187,19 @@ def openai(record: Mapping, options: Options) -> Iterator[Draft]:
                       {"role": "assistant", "content": "It is 4 degrees."}],
          "tools": [...]}
 
-    Arguments, a string of JSON, become an object; a call becomes a line of the content
-    (`write_calls`); ids and the tools' definitions go to the meta. Content may be a list of text
-    parts: they are joined with nothing between, as transformers' templates do, and their lengths go
-    to the meta (`parts_of`). `weight: 0`, which asks not to grade a turn, is a rejection: the
-    schema could not say so. Old data has `function_call` and the role `function`.
+    Arguments, a string of JSON, become an object. Content may be a list of text parts: they are
+    joined with nothing between, as transformers' templates do, and their lengths go to the meta
+    (`parts_of`); parts of reasoning become `reasoning_content`. `weight: 0` becomes `train: false`.
+    Old data has `function_call`, `functions` and the role `function`.
 
     https://platform.openai.com/docs/api-reference/chat/create,
     https://platform.openai.com/docs/guides/supervised-fine-tuning and, for the same shape with
     arguments as an object, https://huggingface.co/docs/transformers/chat_templating
     """
     draft = Draft(options)
-    draft.tools(record)
-    draft.tools(record, "functions")
-    for place, message in messages_in(record, "messages"):
-        role = role_of(message, "role", OPENAI_ROLES, options, place)
-        used = {"role", "content"}
-        calls, ids = [], []
-        if role == "assistant":
-            calls, ids = _openai_calls(message, place)
-            used |= {"tool_calls", "function_call"}
-        content = message.get("content")
-        if content is None and calls:
-            texts = []
-        elif "content" not in message:
-            raise Rejected("missing field", f"{place}.content", f"only {shown(list(message))}")
-        else:
-            texts = _parts(draft, content, f"{place}.content")
-        if role == "tool":
-            call = optional(message, "tool_call_id", str, place)
-            draft.result_of(call, place, name=optional(message, "name", str, place))
-            used |= {"tool_call_id", "name"}
-        elif "name" not in options.keep and optional(message, "name", str, place):
-            draft.note("message_fields", {"fields": {"name": message["name"]}})
-            used |= {"name"}
-        draft.rest_of_message(message, used, place)
-        if role == "assistant":
-            draft.call_ids(ids, place)
-        draft.turn(role, "".join(texts), place, calls=calls, parts=texts)
+    _opening(draft, record)
+    _chat(draft, record, "messages", OPENAI_ROLES)
     yield draft
-
-
-def _openai_calls(message: Mapping, place: str) -> tuple[list[dict], list[str | None]]:
-    calls, ids = [], []
-    for position, call in enumerate(optional(message, "tool_calls", list, place) or ()):
-        here = f"{place}.tool_calls[{position}]"
-        if not isinstance(call, Mapping) or not isinstance(call.get("function"), Mapping):
-            raise Rejected("broken tool call", here, "no object with 'function'")
-        if call.get("type", "function") != "function":
-            raise Rejected("broken tool call", f"{here}.type", f"type {shown(call['type'])}")
-        if rest := set(call) - {"id", "type", "function", "index"}:
-            raise Rejected("unknown field", here, f"{shown(sorted(rest))} in a call")
-        calls.append(one_call(call["function"], f"{here}.function"))
-        ids.append(optional(call, "id", str, here))
-    if old := optional(message, "function_call", Mapping, place):
-        calls.append(one_call(old, f"{place}.function_call"))
-        ids.append(None)
-    return calls, ids
 
 
 def sharegpt(record: Mapping, options: Options) -> Iterator[Draft]:
@@ -177,24 +210,16 @@ def sharegpt(record: Mapping, options: Options) -> Iterator[Draft]:
 
     A `function_call` turn holds a call, or a list of them, as JSON in its value; `observation`
     holds the result. The role name `function` is rejected: LLaMA-Factory's documentation uses it
-    for the call, OpenAI's for the result.
+    for the call, OpenAI's for the result. In Hermes' rows tools, calls and results are in tags in
+    the texts; they leave them (`calls.py`).
 
-    https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md ("Sharegpt Format") and
-    https://docs.axolotl.ai/docs/dataset-formats/conversation.html
+    https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md ("Sharegpt Format"),
+    https://docs.axolotl.ai/docs/dataset-formats/conversation.html and
+    https://huggingface.co/datasets/NousResearch/hermes-function-calling-v1
     """
     draft = Draft(options)
-    draft.tools(record)
-    _system_turn(draft, record)
-    for place, message in messages_in(record, "conversations"):
-        role = role_of(message, "from", SHAREGPT_ROLES, options, place)
-        text, here = require(message, "value", str, place), f"{place}.value"
-        draft.rest_of_message(message, ("from", "value"), place)
-        if role == "call":
-            found = decode_at(text, here, "broken tool call")
-            found = found if isinstance(found, list) else [found]
-            draft.turn("assistant", "", place, calls=[one_call(call, here) for call in found])
-        else:
-            draft.turn(role, text, place)
+    _opening(draft, record)
+    _chat(draft, record, "conversations", SHAREGPT_ROLES, role_key="from", text_key="value")
     yield draft
 
 
@@ -212,7 +237,7 @@ def alpaca(record: Mapping, options: Options) -> Iterator[Draft]:
     https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md ("Alpaca Format")
     """
     draft = Draft(options)
-    _system_turn(draft, record)
+    _opening(draft, {"system": record.get("system")})
     for position, pair in enumerate(optional(record, "history", list) or ()):
         place = f"history[{position}]"
         if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -244,18 +269,20 @@ def prompt_completion(record: Mapping, options: Options) -> Iterator[Draft]:
 
         {"prompt": "The sky is", "completion": " blue."}
         {"prompt": [{"role": "user", "content": "..."}],
-         "completion": [{"role": "assistant", "content": "..."}]}
+         "completion": [{"role": "assistant", "content": "..."}], "tools": [...]}
 
-    A prompt that is a text becomes the user's turn as it stands, white space included. With
-    `label: false` the completion is one that people refused.
+    A prompt that is a text becomes the user's turn as it stands, white space included. Replies in
+    a prompt are context: they get `train: false`. With `label: false` the completion is one that
+    people refused.
 
     https://huggingface.co/docs/trl/dataset_formats ("Prompt-completion")
     """
     draft = Draft(options)
+    _opening(draft, record)
     _reply_is_good(record, "label")
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         if isinstance(record.get(key), list):
-            _role_content(draft, record, key)
+            _chat(draft, record, key, MESSAGES_ROLES, graded=key == "completion")
         else:
             draft.turn(role, require(record, key, str), key)
     if isinstance(record["prompt"], list) != isinstance(record["completion"], list):
@@ -269,22 +296,16 @@ def messages(record: Mapping, options: Options) -> Iterator[Draft]:
         {"id": "...", "source": "...", "messages": [{"role": "user", "content": "Hi"},
                                                     {"role": "assistant", "content": "Hello"}]}
 
-    UltraChat's `prompt` repeats the first turn; like every other field it goes to the meta.
+    UltraChat's `prompt` repeats the first turn; like every other field it goes to the meta. Calls,
+    results and tools are read as in `openai`; the role names are those of more data sets.
 
     https://huggingface.co/datasets/allenai/tulu-3-sft-mixture and
     https://huggingface.co/datasets/HuggingFaceH4/ultrachat_200k
     """
     draft = Draft(options)
-    _role_content(draft, record, "messages")
+    _opening(draft, record)
+    _chat(draft, record, "messages", MESSAGES_ROLES)
     yield draft
-
-
-def _role_content(draft: Draft, record: Mapping, key: str) -> None:
-    for place, message in messages_in(record, key):
-        role = role_of(message, "role", MESSAGES_ROLES, draft.options, place)
-        text = require(message, "content", str, place)
-        draft.rest_of_message(message, ("role", "content"), place)
-        draft.turn(role, text, place)
 
 
 def content_blocks(record: Mapping, options: Options) -> Iterator[Draft]:
@@ -301,33 +322,30 @@ def content_blocks(record: Mapping, options: Options) -> Iterator[Draft]:
 
     A user message that holds tool results becomes tool turns: here a role is not the role's name
     alone. Texts of one message are joined with nothing between (lengths in the meta, `parts_of`).
-    Images, documents and audio are rejected, and so is reasoning that stands apart from the text:
-    how it is written is a template's business.
+    Thinking that opens a message becomes `reasoning_content`; elsewhere it is rejected, and so are
+    images, documents and audio.
 
     https://docs.anthropic.com/en/api/messages and
     https://huggingface.co/docs/transformers/chat_content_patterns
     """
     draft = Draft(options)
-    draft.tools(record)
-    if isinstance(record.get("system"), list):
-        parts = _parts(draft, record["system"], "system")
-        draft.turn("system", "".join(parts), "system", parts=parts)
-    else:
-        _system_turn(draft, record)
+    _opening(draft, record)
     for place, message in messages_in(record, "messages"):
         role = role_of(message, "role", BLOCKS_ROLES, options, place)
         if "content" not in message:
             raise Rejected("missing field", f"{place}.content", f"only {shown(list(message))}")
-        draft.rest_of_message(message, ("role", "content"), place)
+        about, used = draft.beside(message, role, place)
+        draft.rest_of_message(message, ("role", "content", *used), place)
         content = message["content"]
         if not isinstance(content, list):
-            content = [{"type": "text", "text": part} for part in _parts(draft, content, place)]
-        _blocks(draft, role, content, place)
+            here = f"{place}.content"
+            content = [{"type": "text", "text": part} for part in _parts(draft, content, here)]
+        _blocks(draft, role, content, place, about)
     yield draft
 
 
-def _blocks(draft: Draft, role: str, blocks: list, place: str) -> None:
-    texts, calls, ids, results = [], [], [], 0
+def _blocks(draft: Draft, role: str, blocks: list, place: str, about: dict) -> None:
+    texts, thoughts, calls, results = [], [], about.pop("calls", []), 0
     if not blocks:
         raise Rejected("empty text", f"{place}.content", "no part in it")
     for position, block in enumerate(blocks):
@@ -335,25 +353,26 @@ def _blocks(draft: Draft, role: str, blocks: list, place: str) -> None:
         kind = block.get("type") if isinstance(block, Mapping) else None
         if kind == "tool_use" and role == "assistant":
             draft.rest_of_message(block, ("type", "id", "name", "input"), here)
-            call = {"name": block.get("name"), "arguments": block.get("input")}
-            calls.append(one_call(call, here))
-            ids.append(optional(block, "id", str, here))
+            names = {"id": "id", "name": "name", "arguments": "input"}
+            calls.append(one_call({to: block.get(key) for to, key in names.items()}, here))
         elif kind == "tool_result" and role in ("user", "tool"):
             if texts:
-                draft.turn(role, "".join(texts), place, parts=texts)
+                draft.turn(role, "".join(texts), place, parts=texts, **about)
                 texts = []
             _tool_result(draft, block, here)
             results += 1
         elif kind in ("tool_use", "tool_result"):
             raise Rejected("broken tool call", here, f"a {kind} of the {role}")
+        elif _is_thought(block):
+            opens = role == "assistant" and not texts and not calls
+            thoughts.append(_thought(draft, block, here, opens=opens))
         elif calls:
             raise Rejected("text after a tool call", here, "calls stand at the end of a turn")
         else:
             texts.append(_text_part(draft, block, here))
-    if role == "assistant":
-        draft.call_ids(ids, place)
+    _think(about, thoughts, place)
     if texts or calls or not results:
-        draft.turn(role, "".join(texts), place, calls=calls, parts=texts)
+        draft.turn(role, "".join(texts), place, calls=calls, parts=texts, **about)
 
 
 def _tool_result(draft: Draft, block: Mapping, place: str) -> None:
@@ -362,9 +381,10 @@ def _tool_result(draft: Draft, block: Mapping, place: str) -> None:
     parts = [""]
     if block.get("content") is not None:
         parts = _parts(draft, block["content"], f"{place}.content")
+    if optional(block, "is_error", bool, place):
+        draft.note("message_fields", {"fields": {"is_error": True}})
     call = require(block, "tool_use_id", str, place)
-    draft.result_of(call, place, is_error=optional(block, "is_error", bool, place))
-    draft.turn("tool", "".join(parts), place, parts=parts)
+    draft.turn("tool", "".join(parts), place, parts=parts, tool_call_id=call)
 
 
 def oasst(record: Mapping, options: Options) -> Iterator[Draft | Rejected]:
@@ -520,9 +540,9 @@ def code_trace(record: Mapping, options: Options) -> Iterator[Draft]:
             {"role": "computer", "type": "console", "format": "output", "content": "9222500"},
             {"role": "assistant", "type": "message", "content": "It is 9222500."}]}
 
-    Code becomes a call {"name": "execute", "arguments": {"language", "code"}}, in the turn of the
-    assistant's message before it if there is one: text and call stay apart there (`read_calls`).
-    The console's output is a tool turn. Images, files and line markers are rejected.
+    Code becomes a call of `execute` with the arguments `language` and `code`, in the turn of the
+    assistant's message before it if there is one. The console's output is a tool turn, one for each
+    call. Images, files and line markers are rejected.
 
     https://docs.openinterpreter.com/protocols/lmc-messages
     """
@@ -568,23 +588,23 @@ def tool_trace(record: Mapping, options: Options) -> Iterator[Draft]:
         {"id": 0, "query": "Weather in Oslo?", "tools": "[{\\"name\\": \\"weather\\", ...}]",
          "answers": "[{\\"name\\": \\"weather\\", \\"arguments\\": {\\"city\\": \\"Oslo\\"}}]"}
 
-    `tools` and `answers` are JSON in a string, or lists. The reply is calls only. Traces with
-    results and more turns come as OpenAI chat, ShareGPT or content blocks.
+    `tools` and `answers` are JSON in a string, or lists. The reply is calls only. xLAM gives a
+    parameter's Python type, such as "str, optional": the definitions become JSON schema, and a type
+    that has no name there stays as it is. Traces with results and more turns come as OpenAI chat,
+    ShareGPT or content blocks.
 
     https://huggingface.co/datasets/Salesforce/xlam-function-calling-60k
     """
     draft = Draft(options)
-    draft.tools(record)
+    _opening(draft, record)
     draft.turn("user", require(record, "query", str), "query")
     found = record.get("answers")
     if isinstance(found, str):
-        found = decode_at(found, "answers", "broken tool call")
-        record = {**record, "answers": found}
+        record = {**record, "answers": decode_at(found, "answers", "broken tool call")}
     found = require(record, "answers", list)
     if not found:
         raise Rejected("empty text", "answers", "no call")
-    calls = [one_call(call, f"answers[{n}]") for n, call in enumerate(found)]
-    draft.turn("assistant", "", "answers", calls=calls)
+    draft.turn("assistant", "", "answers", calls=calls_in(found, "answers"))
     yield draft
 
 
@@ -603,15 +623,15 @@ class Source:
 SOURCES = {
     name: Source(convert, frozenset(uses.split()))
     for name, convert, uses in (
-        ("openai", openai, "messages tools functions"),
-        ("sharegpt", sharegpt, "conversations system tools"),
+        ("openai", openai, "messages system tools functions"),
+        ("sharegpt", sharegpt, "conversations system tools functions"),
         ("alpaca", alpaca, "instruction input output system history"),
-        ("prompt-completion", prompt_completion, "prompt completion"),
-        ("messages", messages, "messages"),
-        ("content-blocks", content_blocks, "messages system tools"),
+        ("prompt-completion", prompt_completion, "prompt completion system tools functions"),
+        ("messages", messages, "messages system tools functions"),
+        ("content-blocks", content_blocks, "messages system tools functions"),
         ("oasst", oasst, "prompt thread"),
         ("worked-math", worked_math, "question answer"),
         ("code-trace", code_trace, "messages"),
-        ("tool-trace", tool_trace, "query answers tools"),
+        ("tool-trace", tool_trace, "query answers system tools functions"),
     )
 }

@@ -6,14 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from itertools import count as counting
 from pathlib import Path
 from typing import BinaryIO
 
 from course_utils.conversation import ROLES, Conversation
 from course_utils.outputs import Nothing, new_file
-from course_utils.sources.draft import Options, Rejected
+from course_utils.sources.fields import Options, Rejected
 from course_utils.sources.formats import SOURCES
 from course_utils.sources.reading import Entry, entries
+from course_utils.strict_json import JSONError, shown
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ class Tally:
     rejected: int = 0  # records that gave none
     partly: int = 0  # records that gave conversations and rejections
     reasons: Counter = field(default_factory=Counter)
+    warnings: Counter = field(default_factory=Counter)  # of what was converted
     examples: dict[str, str] = field(default_factory=dict)
 
 
 class Report:
-    """Counts per source and reason. Every record counts as converted or as rejected."""
+    """Counts per source, reason and warning. Every record counts as converted or as rejected."""
 
     def __init__(self):
         self.sources: dict[str, Tally] = {}
@@ -65,6 +69,11 @@ class Report:
             tally.reasons[found.reason] += 1
             place = f"{found.where}, {found.place}" if found.place else found.where
             tally.examples.setdefault(found.reason, f"{place}: {found.detail}")
+        for chat in results:
+            for found in chat.meta.get("warnings", ()) if isinstance(chat, Conversation) else ():
+                tally.warnings[found["warning"]] += 1
+                example = f"{chat.id}, {found['place']}: {found['detail']}"
+                tally.examples.setdefault(found["warning"], example)
 
     @property
     def conversations(self) -> int:
@@ -83,6 +92,7 @@ class Report:
                 "rejected": tally.rejected,
                 "partly": tally.partly,
                 "reasons": dict(tally.reasons.most_common()),
+                "warnings": dict(tally.warnings.most_common()),
                 "examples": tally.examples,
             }
             for name, tally in self.sources.items()
@@ -98,6 +108,8 @@ class Report:
             )
             for reason, count in tally.reasons.most_common():
                 lines.append(f"  {count:>9,}  {reason}, first at {tally.examples[reason]}")
+            for kind, count in tally.warnings.most_common():
+                lines.append(f"  {count:>9,}  warning: {kind}, first at {tally.examples[kind]}")
         return "\n".join(lines) or "no records"
 
 
@@ -111,11 +123,21 @@ def convert(
 ) -> list[Conversation | Rejection]:
     """What one record gives: at least one conversation or rejection.
 
-    `source` is one of `SOURCES`. `id` becomes the conversation's (with .1, .2 ... behind it if a
-    record gives several) and names it in rejections. `roles` maps further role names, `keep` names
-    fields of messages (or fields of the record that would change its meaning) to put into the meta.
+    `source` is one of `SOURCES`. `id` becomes the conversation's (with .1, .2 ... after it if a
+    record gives several) and names it in rejections; without one the record's own is kept. `roles`
+    maps further role names, `keep` names fields of messages (or fields of the record that would
+    change its meaning) to put into the meta.
     """
-    return _convert(record, source, _options(source, roles, keep), id)
+    options = _options(source, roles, keep)
+    return _convert(record, source, options, _own_id(record) if id is None else id, id)
+
+
+def _own_id(record: object) -> str | None:
+    """The id that the source gave, as text."""
+    own = record.get("id") if isinstance(record, Mapping) else None
+    if isinstance(own, int) and not isinstance(own, bool):
+        return str(own)
+    return own if isinstance(own, str) and own else None
 
 
 def _options(source: str, roles: Mapping[str, str] | None, keep: Iterable[str]) -> Options:
@@ -128,8 +150,8 @@ def _options(source: str, roles: Mapping[str, str] | None, keep: Iterable[str]) 
     return Options(dict(roles or {}), frozenset(keep))
 
 
-def _convert(record, source: str, options: Options, id: str | None):
-    where = id if id is not None else "the record"
+def _convert(record, source: str, options: Options, id: str | None, where: str | None):
+    where = where or id or "the record"
     results: list = []
 
     def reject(error: Rejected):
@@ -170,21 +192,42 @@ def stream(
 ) -> Iterator[Conversation | Rejection]:
     """Convert a JSONL file, or a .json file with one array, record by record.
 
-    Memory is bounded by the longest record (64 MiB, a longer one is rejected), not by the file.
-    Ids are `prefix`-LINE, the prefix being the file's name without its ending: unique, and they
-    lead back to the record. The source's own id stays in meta["fields"].
+    Memory is bounded by the longest record (64 MiB, a longer one is rejected), not by the file,
+    but for a number for each id. A record keeps its own `id`. One without, and one whose id has
+    occurred before (a warning), is named `prefix`-LINE, the prefix being the file's name without
+    its ending; so are all rejections.
     """
     path, options = Path(path), _options(source, roles, keep)
-    prefix = path.stem if prefix is None else prefix
+    prefix, seen = path.stem if prefix is None else prefix, set()
     for entry in _with_progress(path, source, progress):
-        id = f"{prefix}-{entry.number}"
-        if isinstance(error := entry.record, Rejected):
-            results = [Rejection(id, error.reason, error.place, error.detail, None, entry.text)]
+        where = f"{prefix}-{entry.number}"
+        if isinstance(error := entry.record, JSONError | Rejected):
+            results = [Rejection(where, error.reason, error.place, error.detail, None, entry.text)]
         else:
-            results = _convert(entry.record, source, options, id)
+            results = _named(entry.record, source, options, where, seen)
         if report is not None:
             report.add(source, results)
         yield from results
+
+
+def _named(record, source: str, options: Options, where: str, seen: set[int]) -> list:
+    """`_convert` under the first id that nothing before has."""
+    own = _own_id(record)
+    names = chain([own] if own else [], [where], (f"{where}-{n}" for n in counting(2)))
+    for name in names:
+        results = _convert(record, source, options, name, where)
+        chats = [found for found in results if isinstance(found, Conversation)]
+        # A hash for each id instead of the id: a file of any size fits.
+        hashes = {hash(chat.id) for chat in chats}
+        if not hashes & seen:
+            break
+    seen |= hashes
+    if own and name != own:
+        detail = f"{shown(own)} is in the file before; this one is {name}"
+        for chat in chats:
+            warning = {"warning": "repeated id", "place": "id", "detail": detail}
+            chat.meta.setdefault("warnings", []).append(warning)
+    return results
 
 
 def _with_progress(path: Path, source: str, progress: bool) -> Iterator[Entry]:
