@@ -72,7 +72,9 @@ converted = {source: convert(record, source)[0] for source, record in records.it
 rows = []
 for source, chat in converted.items():
     for message in chat:
-        rows.append({"source": source, "role": message.role, "content": message.content})
+        calls = [call["function"] for call in message.tool_calls]
+        row = {"source": source, "role": message.role, "content": message.content}
+        rows.append(row | {"tool_calls": calls or ""})
 show.table(rows)
 
 # %%
@@ -80,11 +82,14 @@ for source, chat in converted.items():
     print(f"{source:<12} meta: {chat.meta}")
 
 # %% [markdown]
-# The call was an object with its arguments in a string; it became a line of text, in the course's own
-# neutral form, and its id went to the meta. The calculator mark `<<5*3=15>>` is no prose; it left the
-# text, and the meta says where it stood, so it can be put back. Nothing is dropped without a word.
+# The call stays a call. Its arguments, JSON in a string, became an object; its id is kept, and the result
+# that names it got the tool's name as well. How a call is *written* is left to the template: a converter
+# that wrote it into the text would teach a grammar that no server reads. The calculator mark `<<5*3=15>>`
+# is no prose; it left the text, and the meta says where it was, so it can be put back. Nothing is dropped
+# without a word.
 #
-# From here on all three take the same road. The strip shows the first one, rendered and masked:
+# From here on all three take the same road. The strip shows the first one, rendered and masked, with the
+# call in ChatML's grammar:
 
 # %%
 show.rendered(render(converted["openai"], "chatml"), title="openai, converted: two graded turns")
