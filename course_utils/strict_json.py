@@ -137,7 +137,7 @@ def _float(digits: str) -> float:
     number = float(digits)
     lost = not number and re.match(r"-?[0.]*[1-9]", digits)  # 1e-999
     if lost or math.isinf(number):
-        _constant(shown(digits, 40))
+        raise JSONError("number that JSON lacks", f"no float holds {shown(digits, 40)}")
     return number
 
 

@@ -410,6 +410,7 @@ MESSAGES = st.one_of(
 )
 
 
+@pytest.mark.filterwarnings("ignore::course_utils.records.ConversationWarning")
 @settings(max_examples=100)
 @given(st.lists(MESSAGES, min_size=1, max_size=4))
 def test_any_message_survives_saving_and_loading(tmp_path_factory, messages):

@@ -187,8 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     made = prompts if options.prompts else conversations
     try:
         save_conversations(made(options.number, options.seed), options.output)
-    except OSError as error:
-        print(f"{parser.prog}: {options.output} cannot be written: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:  # OutputError is a ValueError
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {options.number} to {options.output}.")
     return 0
