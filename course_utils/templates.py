@@ -171,6 +171,12 @@ def _check_roles(conversation: Conversation, rules: Family, lossy: bool) -> None
 
 def _check_grammar(conversation: Conversation, rules: Family) -> None:
     """What goes beyond a role and a text can be written, and the order says whose outputs are."""
+    if conversation.template_options:
+        names = ", ".join(conversation.template_options)
+        raise TemplateError(
+            f"the conversation has options of a template ({names}), and {rules.name} has none: "
+            "leave 'chat_template_kwargs' out."
+        )
     if conversation.tools:
         _check_writes(rules, "tools", "")
     waiting = iter(())
@@ -234,7 +240,13 @@ def _texts(conversation: Conversation) -> Iterator[tuple[int | None, str]]:
 def _check_read_back(conversation: Conversation, rules: Family, spans: tuple[Span, ...]) -> None:
     """The turns that were written are read as the same messages again."""
     text = "".join(span.text for span in spans if span.turn != len(conversation))
-    found = rules.read(rules.parse(text))
+    try:
+        found = rules.read(rules.parse(text))
+    except ConversationError as error:
+        raise TemplateError(
+            f"the text would be read back as something else ({error}): some text in it looks like "
+            f"what {rules.name} writes for tools or calls. lossy=True renders it."
+        ) from None
     for position, (ours, theirs) in enumerate(zip(conversation, found, strict=False)):
         if _written(ours) != _written(theirs):
             raise TemplateError(
@@ -242,10 +254,10 @@ def _check_read_back(conversation: Conversation, rules: Family, spans: tuple[Spa
                 f"({shorten(theirs.content or str(theirs.tool_calls))}): its text looks like what "
                 f"{rules.name} writes for tools or calls. lossy=True renders it."
             )
-    if found.tools != conversation.tools or len(found) != len(conversation):
+    if len(found) != len(conversation) or found.tools != conversation.tools:
         raise TemplateError(
-            f"the tools would be read back as something else from what {rules.name} writes: "
-            "describe each with a JSON object. lossy=True renders them."
+            f"the tools would be read back as something else from what {rules.name} writes. "
+            "lossy=True renders them."
         )
 
 

@@ -1,5 +1,6 @@
 """Templates: rendering and parsing are inverse on the canonical class and refused outside it."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from chats import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from course_utils.conversation import Conversation, Message, conversation
+from course_utils.conversation import Conversation, Message, conversation, from_record
 from course_utils.examples import TINY_CHATS, WALKTHROUGH
 from course_utils.templates import (
     FAMILIES,
@@ -395,9 +396,11 @@ def test_what_looks_like_the_grammar_is_refused(family, place, message, refusal,
     assert str(render(chat, family, lossy=True)) == written(toy(family), chat)
 
 
-def test_a_text_that_begins_like_a_tool_is_refused():
-    chat = Conversation((Message("user", '{\n    "a": 1\n}\n\nWhat is it?'),), tools=(WEATHER,))
-    with pytest.raises(TemplateError, match="message 0 would be read back as something else"):
+@pytest.mark.parametrize("name", ["a", "name"])
+def test_a_text_that_begins_like_a_tool_is_refused(name):
+    text = f'{{"{name}": "b"}}\n\nWhat is it?'
+    chat = Conversation((Message("user", text),), tools=(WEATHER,))
+    with pytest.raises(TemplateError, match="would be read back as something else"):
         render(chat, "llama3")
     assert parse(render(chat, "chatml"), "chatml") == chat
 
@@ -414,18 +417,11 @@ def test_markers_in_the_description_of_a_tool(family, described):
             render(chat, family)
 
 
-@pytest.mark.parametrize("family", ["chatml", "llama3"])
-def test_values_that_json_changes_are_refused(family):
-    for arguments in ({"a": float("nan")}, {1: "a"}, {"a": (1, 2)}):
-        try:
-            calls = ({"name": "f", "arguments": arguments},)
-            chat = Conversation((Message("user", "Hi"), Message("assistant", "", None, calls)))
-        except ValueError:
-            continue  # no conversation in the first place
-        if chat[1].tool_calls[0]["function"]["arguments"] != arguments:
-            continue  # the conversation holds what JSON makes of it
-        with pytest.raises(TemplateError, match="message 1 would be read back"):
-            render(chat, family)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_that_no_family_has_are_refused(family):
+    chat = Conversation((Message("user", "Hi"),), template_options={"enable_thinking": False})
+    with pytest.raises(TemplateError, match=f"template .enable_thinking., and {family} has none"):
+        render(chat, family, lossy=True)
 
 
 def test_what_llama3_cannot_write(toy):
@@ -506,6 +502,8 @@ def rich_chats(family: str, texts=SAFE | UNSAFE):
     )
     ids, objects = st.sampled_from([None, "a", "b"]), st.dictionaries(text, value, max_size=2)
     function = st.fixed_dictionaries({"name": text, "arguments": objects})
+    named = st.sampled_from(["f", "sky über"])
+    tool = st.fixed_dictionaries({"name": named, "description": text, "parameters": objects})
     calls = st.lists(
         st.fixed_dictionaries({"id": ids, "function": function}), min_size=1, max_size=2
     )
@@ -534,7 +532,7 @@ def rich_chats(family: str, texts=SAFE | UNSAFE):
     return st.builds(
         Conversation,
         order.flatmap(lambda roles: st.tuples(*map(messages.get, roles))),
-        tools=st.just(()) | st.lists(objects, max_size=2).map(tuple),
+        tools=st.just(()) | st.lists(tool, max_size=2).map(tuple),
     )
 
 
@@ -582,7 +580,7 @@ def seen(chat: Conversation) -> Conversation:
 def test_what_is_written_with_tools_is_parsed_back(family):
     found = {"refused": 0, "tools": 0, "calls": 0, "several": 0, "reasoning": 0}
 
-    @settings(max_examples=1500, suppress_health_check=QUICK)
+    @settings(max_examples=600, suppress_health_check=QUICK)
     @given(rich_chats(family, st.one_of(SAFE, SAFE, UNSAFE)))
     def inverse(chat):
         text = outcome(render, chat, family)
@@ -598,7 +596,7 @@ def test_what_is_written_with_tools_is_parsed_back(family):
     inverse()
     least = [found["refused"], found["tools"], found["calls"]]
     least += [found["several"], found["reasoning"]] if family == "chatml" else []
-    assert min(least) > 20, found
+    assert min(least) > 10, found
 
 
 def within(chat: Conversation, family: str) -> Conversation:
@@ -647,6 +645,94 @@ def test_more_turns_never_change_the_earlier_ones(family):
 
     prefixes()
     assert min(compared.values()) > 10, compared
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_masks_grade_what_the_spans_say_the_model_writes(family, toy):
+    from course_utils.masking import MaskError, training_samples
+    from course_utils.tokenizers import special_tokens
+
+    tokenizer = toy(family)
+    specials = {tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)}
+    outcomes = {"refused": 0, "exact": 0, "calls": 0, "markers": 0}
+
+    @settings(max_examples=300, suppress_health_check=QUICK)
+    @given(rich_chats(family))
+    def exact(chat):
+        try:
+            (sample,) = training_samples(chat, tokenizer)
+        except MaskError:
+            outcomes["refused"] += 1
+            return
+        spans = render(chat, family, lossy=True).spans
+        written = {}
+        for span in spans:
+            if span.generated:
+                written[span.turn] = written.get(span.turn, "") + span.text
+        graded = {
+            run.message: tokenizer.decode(sample.input_ids[run.start : run.end])
+            for run in sample.graded
+        }
+        assert graded == written
+        assert sample.graded_tokens == sum(run.end - run.start for run in sample.graded)
+        text = "".join(span.text for span in spans)
+        assert tokenizer.decode(sample.input_ids) == text
+        assert sum(t in specials for t in sample.input_ids) == sum(s.special for s in spans)
+        outcomes["exact"] += 1
+        outcomes["calls"] += any(m.tool_calls for m in chat)
+        outcomes["markers"] += text.count("<|") > 2 * len(chat) + (family == "llama3")
+
+    exact()
+    assert min(outcomes.values()) > 3, outcomes
+
+
+README_ROW = {
+    "messages": [
+        {"role": "user", "content": "Sky in Bern?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "I must ask.",
+            "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Bern"}}}],
+        },
+        {"role": "tool", "content": "clear"},
+        {"role": "assistant", "content": "Clear."},
+    ],
+    "tools": [WEATHER],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "how", "call"),
+    [
+        (
+            "chatml",
+            "grade",
+            "<think>\nI must ask.\n</think>\n\n<tool_call>\n"
+            '{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call><|im_end|>',
+        ),
+        (
+            "chatml",
+            "mask",
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+            "<|im_end|>",
+        ),
+        ("llama3", "grade", '{"name": "weather", "parameters": {"city": "Bern"}}<|eot_id|>'),
+    ],
+)
+def test_a_call_is_graded_to_its_end(family, how, call):
+    from course_utils.checkpoints import use_family
+    from course_utils.masking import MaskError, training_samples
+    from course_utils.tokenizers import toy_tokenizer
+
+    chat, tokenizer = from_record(README_ROW), use_family(toy_tokenizer(["Sky?"]), family)
+    if family == "llama3":
+        with pytest.raises(MaskError, match="llama3 cannot write reasoning .message 1."):
+            training_samples(chat, tokenizer)
+        chat = replace(chat, messages=tuple(replace(m, reasoning=None) for m in chat))
+    (sample,) = training_samples(chat, tokenizer, reasoning=how)
+    graded = [tokenizer.decode(sample.input_ids[run.start : run.end]) for run in sample.graded]
+    assert graded == [call, "Clear." + FAMILIES[family].stop]
 
 
 def test_damaged_grammar_is_refused_or_says_something_else():
@@ -899,6 +985,83 @@ def test_chatml_as_qwen3_writes_it(real):
         assert theirs.replace("<think>\n\n</think>\n\n", "") == str(render(chat, "chatml"))
 
     single_turn()
+
+
+# What templates do to other texts and names is their own affair: they strip them, or quote nothing.
+PLAIN = st.sampled_from(["yes", "No. Why?", "é 水 1", "a\n\nb", "<think"])
+PLAIN_CALL = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["weather", "get_time"]),
+        "arguments": st.dictionaries(PLAIN, st.none() | st.floats(0, 1) | PLAIN, max_size=2),
+    }
+)
+
+
+def calling(most, **fields):
+    calls = st.lists(PLAIN_CALL, min_size=1, max_size=most).map(tuple)
+    return st.builds(Message, st.just("assistant"), tool_calls=calls, **fields)
+
+
+def trl_template(name, toy, **variables):
+    from real_templates import templates
+
+    tokenizer = toy(templates()[name].source)
+    return lambda chat: written(tokenizer, chat, **variables)
+
+
+def test_tools_and_reasoning_as_qwen3_writes_them(toy):
+    theirs = trl_template("qwen3", toy)
+    reply = st.builds(Message, st.just("assistant"), PLAIN, reasoning=PLAIN)
+    called = calling(3, content=PLAIN | st.just(""), reasoning=PLAIN)
+
+    @settings(max_examples=100, suppress_health_check=QUICK)
+    @given(st.sampled_from([(), (Message("system", "S"),)]), PLAIN, reply | called, st.booleans())
+    def same(opening, question, answer, tools):
+        messages = (*opening, Message("user", question), answer)
+        chat = Conversation(messages, tools=(WEATHER, CLOCK) if tools else ())
+        assert theirs(chat) == str(render(chat, "chatml"))
+
+    same()
+
+
+def test_calls_in_every_turn_as_qwen2_5_writes_them(toy):
+    theirs = trl_template("qwen2_5", toy)
+    asked, answered = st.builds(Message, st.just("user"), PLAIN), calling(2, content=PLAIN)
+
+    @settings(max_examples=100, suppress_health_check=QUICK)
+    @given(st.lists(st.tuples(asked, answered), max_size=3), PLAIN, st.booleans())
+    def same(exchanges, output, tools):
+        messages = [Message("system", "S"), *(m for pair in exchanges for m in pair)]
+        if exchanges:
+            messages.append(Message("tool", output))
+        chat = Conversation(tuple(messages), tools=(WEATHER, CLOCK) if tools else ())
+        ours = str(render(chat, "chatml"))
+        # Qwen has no role for outputs, and puts them into a user turn.
+        theirs_of_output = f"user\n<tool_response>\n{output}\n</tool_response><|im_end|>"
+        assert theirs(chat) == ours.replace(f"tool\n{output}<|im_end|>", theirs_of_output)
+
+    same()
+
+
+def test_tools_and_calls_as_llama3_1_writes_them(toy):
+    theirs = trl_template("llama3_1", toy, bos_token="<|begin_of_text|>")
+    added = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+
+    @settings(max_examples=100, suppress_health_check=QUICK)
+    @given(PLAIN, st.lists(calling(1, content=st.just("")), max_size=2), PLAIN, st.booleans())
+    def same(question, calls, output, tools):
+        messages = [Message("system", "S"), Message("user", question)]
+        for call in calls:
+            messages += [call, Message("tool", output)]
+        chat = Conversation(tuple(messages), tools=(WEATHER, CLOCK) if tools else ())
+        text = theirs(chat).replace("Environment: ipython\n" * tools + added, "")
+        # It takes a text for a list, and so writes outputs in quotes; Meta's own code does not.
+        quoted = f"ipython<|end_header_id|>\n\n{json.dumps(output, ensure_ascii=False)}<|eot_id|>"
+        assert text.replace(quoted, f"ipython<|end_header_id|>\n\n{output}<|eot_id|>") == str(
+            render(chat, "llama3")
+        )
+
+    same()
 
 
 def test_mistral_as_mistral_common_writes_it():
