@@ -324,7 +324,7 @@ def _meta(meta, faults: Faults) -> dict:
                 "template into 'chat_template_kwargs').",
                 name,
             )
-        elif lower in FIELDS and name not in ("tools", "functions"):
+        elif lower in FIELDS:
             faults.add(f"the field {shown(name)} is none of the meta: write it as {lower!r}.", name)
     if not isinstance(meta.get("source"), str | None):
         faults.add(

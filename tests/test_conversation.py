@@ -504,9 +504,9 @@ def test_import_is_instant():
 
 # Rooms in the order in which data flows; a room imports none that comes after it.
 ORDER = ["strict_json", "faults", "tool_schema", "conversation", "json_files", "records"]
-ORDER += ["templates", "tokenizers", "watching", "rerendering"]
-ORDER += ["shapes", "plans", "reading", "layouts", "encoding", "assembly", "masking"]
-ORDER += ["examples", "batching", "audit"]
+ORDER += ["templates", "backends", "tokenizers", "watching", "plans", "rendering", "shapes"]
+ORDER += ["rerendering", "reading", "layouts", "confinement", "confined", "encoding", "assembly"]
+ORDER += ["masking", "examples", "batching", "audit"]
 MAY_IMPORT = {
     "strict_json": set(),
     "faults": {"strict_json"},
@@ -515,43 +515,67 @@ MAY_IMPORT = {
     "json_files": {"strict_json"},
     "records": {"conversation", "faults", "json_files", "strict_json", "tool_schema"},
     "templates": {"conversation", "families"},
-    "tokenizers": set(),
+    "backends": set(),
+    "tokenizers": {"manifests", "model_files"},
     "watching": set(),
-    "rerendering": {"conversation", "templates", "tokenizers"},
-    "shapes": {"conversation"},
     "plans": {"watching"},
-    "reading": {"conversation", "watching", "rerendering", "shapes", "plans"},
+    "rendering": {"tokenizers"},
+    "shapes": {"conversation"},
+    "rerendering": {
+        "conversation",
+        "templates",
+        "tokenizers",
+        "watching",
+        "plans",
+        "rendering",
+        "shapes",
+    },
+    "reading": {"conversation", "watching", "plans", "rendering", "shapes", "rerendering"},
     "layouts": {
         "conversation",
         "tokenizers",
         "watching",
-        "rerendering",
-        "shapes",
         "plans",
+        "rendering",
+        "shapes",
+        "rerendering",
         "reading",
     },
-    "encoding": {"tokenizers"},
+    "confinement": {"plans", "rendering"},
+    "confined": {
+        "conversation",
+        "tokenizers",
+        "watching",
+        "plans",
+        "rendering",
+        "rerendering",
+        "layouts",
+    },
+    "encoding": {"backends", "tokenizers"},
     "assembly": {"watching", "rerendering", "plans", "encoding"},
     "masking": {
         "conversation",
         "templates",
         "tokenizers",
-        "watching",
-        "rerendering",
         "plans",
-        "layouts",
+        "rendering",
+        "shapes",
+        "rerendering",
+        "confinement",
         "encoding",
         "assembly",
     },
     "examples": {"conversation"},
     "batching": {"conversation", "masking"},
-    "audit": {"conversation", "masking", "batching"},
+    "audit": {"commands", "conversation", "masking", "batching"},
 }
+READERS = {"conversation", "faults", "json_files", "records", "strict_json", "tool_schema"}
+WRITERS = {"commands", "manifests", "outputs"}
 # Rooms of several files, which may import each other.
 PACKAGES_MAY_IMPORT = {
     "families": {"conversation", "strict_json"},
-    "sources": {"conversation"},
-    "curriculum": {"conversation", "sources", "miniweb"},
+    "sources": READERS | WRITERS,
+    "curriculum": {"conversation", "sources", "miniweb"} | WRITERS,
 }
 LAST = ("show", "check")
 
@@ -592,7 +616,7 @@ def test_a_plain_room_imports_what_stands_before_it(room):
     late = {
         "conversation": {"records"},
         "records": {"outputs"},
-        "tokenizers": {"templates"},
+        "tokenizers": {"backends", "commands", "templates"},
         "examples": set(ORDER),
         "audit": {"checkpoints", "tokenizers"},
     }.get(room, set())
