@@ -575,7 +575,7 @@ WRITERS = {"commands", "manifests", "outputs"}
 PACKAGES_MAY_IMPORT = {
     "families": {"conversation", "strict_json"},
     "sources": READERS | WRITERS,
-    "curriculum": {"conversation", "sources", "miniweb"} | WRITERS,
+    "curriculum": {"conversation", "sources", "miniweb", "strict_json"} | WRITERS,
 }
 LAST = ("show", "check")
 

@@ -22,6 +22,7 @@ from course_utils.conversation import (
     load_conversations,
     save_conversations,
 )
+from course_utils.strict_json import decode
 
 _FOLDER = Path(__file__).resolve().parents[2] / "data" / "identity"
 _CONVERSATIONS, _SMOKE = "identity_conversations.jsonl", "smoke_prompts.jsonl"
@@ -165,7 +166,7 @@ def _in_words(described: dict) -> str:
 
 def _parsed(content: bytes, name: str) -> list[Conversation]:
     lines = content.decode("utf-8").split("\n")
-    return [from_record(json.loads(line), name) for line in lines if line]
+    return [from_record(decode(line), name) for line in lines if line]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         manifest = (build if options.what == "build" else verify)(options.folder)
-    except (IdentityError, ConversationError, OSError) as error:
+    except (IdentityError, ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     for name, described in manifest["files"].items():
