@@ -119,15 +119,15 @@ class Nulls:
         for position, message in enumerate(record["messages"]):
             for call in message.get("tool_calls") or ():
                 inner = call.get("function") or call
-                for null in _nulls(inner["arguments"]):
+                for null in nulls_in(inner["arguments"]):
                     self.kept += 1
                     self.first_kept = (
                         self.first_kept or f"{place}, message {position}, arguments{null}"
                     )
         for name in ("tools", "functions"):
             tools = record.get(name)
-            meant = set(_nulls(without_nulls(tools)))
-            for null in _nulls(tools):
+            meant = set(nulls_in(without_nulls(tools)))
+            for null in nulls_in(tools):
                 if null not in meant:
                     self.left_out += 1
                     self.first_left_out = self.first_left_out or f"{place}, {name}{null}"
@@ -238,7 +238,7 @@ def _id(record: object) -> object:
     return str(id) if isinstance(id, int) and not isinstance(id, bool) else id
 
 
-def _nulls(value: object, place: str = "") -> Iterator[str]:
+def nulls_in(value: object, place: str = "") -> Iterator[str]:
     """Places where an object holds null."""
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -246,10 +246,10 @@ def _nulls(value: object, place: str = "") -> Iterator[str]:
             if inner is None:
                 yield here
             else:
-                yield from _nulls(inner, here)
+                yield from nulls_in(inner, here)
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            yield from _nulls(inner, f"{place}[{position}]")
+            yield from nulls_in(inner, f"{place}[{position}]")
 
 
 # --- a record ------------------------------------------------------------------------------------

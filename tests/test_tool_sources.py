@@ -186,6 +186,25 @@ def test_tags_beside_the_same_calls_are_one():
     assert reason(messages(*turns), "openai") == "tool tags in the text"
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<functioncall> ",
+        "<function_call>",
+        "<tool_calls>",
+        "<|tool_call|>",
+        "<｜tool▁calls▁begin｜>",
+        "<|python_tag|>",
+        "[TOOL_CALLS] ",
+        "<function=weather>",
+    ],
+)
+def test_calls_in_other_grammars_are_no_text(mark):
+    record = dialogue(("human", "Sky in Bern?"), ("gpt", f"I look. {mark}{json.dumps(BERN)}"))
+    for source, shaped in [("sharegpt", record), *in_other_sources(record)]:
+        assert reason(shaped, source) == "tool tags in the text"
+
+
 def test_a_user_may_speak_of_tags():
     record = dialogue(("human", "What is <tool_response>x</tool_response>?"), ("gpt", "A tag."))
     assert only(record, "sharegpt")[0].content == "What is <tool_response>x</tool_response>?"

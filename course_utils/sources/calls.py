@@ -169,6 +169,10 @@ PAIR = {
     for tag in ("tools", "tool_call", "tool_response")
 }
 TAG = re.compile(r"</?(?:tools|tool_call|tool_response)>")
+# How others begin a call, which is not read here.
+OTHER = re.compile(
+    r"<[/|｜]?(?:tool|function)[_▁]?calls?(?:[_▁]begin)?[|｜]?>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]"
+)
 # A Python literal of at most this many characters is read, if it has the usual escapes only.
 LITERAL = re.compile(r"(?:[^\\\0]|\\[\\'\"nrtxuU]){1,100000}")
 
@@ -176,6 +180,8 @@ LITERAL = re.compile(r"(?:[^\\\0]|\\[\\'\"nrtxuU]){1,100000}")
 def tagged_calls(text: str, place: str) -> tuple[str, list[dict]]:
     """(the text before the calls, the calls) of what an assistant wrote."""
     if not TAG.search(text):
+        if other := OTHER.search(text):
+            raise Rejected("tool tags in the text", place, f"{other[0]} begins a call")
         return text, []
     said, _, _ = text.partition("<tool_call>")
     _only_blocks(text[len(said) :], "tool_call", place, "text after a tool call")

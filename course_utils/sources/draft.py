@@ -9,7 +9,7 @@ from course_utils.conversation import (
     ConversationError,
     Message,
 )
-from course_utils.records import _nulls as nulls_in
+from course_utils.records import nulls_in
 from course_utils.sources.calls import (
     TAG,
     calls_in,
