@@ -43,6 +43,9 @@ from course_utils.tokenizers import special_tokens
 # Graded positions whose logits are in memory at a time. Slices of one size keep the heap whole:
 # what one slice frees, the next one fits into.
 LOGIT_ROWS = 256
+# No model that works has a larger one (float16 could not hold it). With far larger ones the squares
+# in a norm overflow, all states come out as zeros, and the loss is finite: that of a guess.
+LARGEST_WEIGHT = 65504.0
 
 
 @dataclass(frozen=True)
@@ -299,10 +302,11 @@ def check_update(model, loss: float, step: int) -> None:
     loss: of the last batch, after the update
     """
     for name, parameter in model.named_parameters():
-        if not all(map(math.isfinite, extremes(parameter))):
+        largest = max(map(abs, extremes(parameter)))
+        if not largest <= LARGEST_WEIGHT:
             raise FloatingPointError(
-                f"the update of step {step} left numbers that are not finite in the weights "
-                f"{name}. Lower the learning rate."
+                f"the update of step {step} left {largest:.3g} in the weights {name}. Lower the "
+                "learning rate."
             )
     if not math.isfinite(loss):
         raise FloatingPointError(

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_base import tiny_base, tiny_model, tiny_samples, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from course_utils import sft
 from course_utils.batching import collate
@@ -28,7 +28,6 @@ from course_utils.sft import (
     fine_tune,
     graded_loss,
     learning_rate_at,
-    save_checkpoint,
     trainable_parameters,
 )
 from course_utils.templates import chat_template
@@ -441,83 +440,6 @@ def test_a_model_that_scales_its_logits_is_refused():
     )
     with pytest.raises(ValueError, match="GraniteForCausalLM does more to its logits"):
         fine_tune(GraniteForCausalLM(config), tiny_samples())
-
-
-# --- the checkpoint ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_checkpoint_is_loaded_by_transformers_alone_and_stops(tied, tmp_path):
-    from safetensors import safe_open
-
-    tokenizer, model = tiny_tokenizer("chatml"), overfitted(tied=tied)
-    folder = save_checkpoint(model, tokenizer, tmp_path / "runs" / "first", {"base": "tiny"})
-    assert folder == tmp_path / "runs" / "first"
-    names = {path.name for path in folder.iterdir()}
-    assert {"model.safetensors", "chat_template.jinja", "config.json", "sft.json"} <= names
-    assert all(path.suffix in (".json", ".jinja", ".safetensors") for path in folder.iterdir())
-    assert [path.name for path in folder.parent.iterdir()] == ["first"]
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-        assert ("lm_head.weight" in file.keys()) == (not tied)  # noqa: SIM118
-    assert json.loads((folder / "sft.json").read_text()) == {"base": "tiny"}
-    assert (folder / "chat_template.jinja").read_text() == tokenizer.chat_template
-    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    assert [tokenizer.convert_ids_to_tokens(i) for i in ends] == ["<|im_end|>", "<|endoftext|>"]
-    assert model.dtype == torch.float32
-
-    fresh, fresh_tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
-    assert (
-        fresh.dtype == torch.bfloat16 and fresh_tokenizer.chat_template == tokenizer.chat_template
-    )
-    assert len(fresh_tokenizer) == len(tokenizer)
-    prompt = fresh_tokenizer.apply_chat_template(
-        TINY_CHATS[0].prefix(1).as_messages(), add_generation_prompt=True, return_tensors="pt"
-    )
-    written = fresh.generate(**prompt, max_new_tokens=20, do_sample=False)
-    assert fresh_tokenizer.decode(written[0]).endswith("assistant\nyes<|im_end|>")
-
-
-def broken(*_, **__):
-    raise OSError("no space left on device")
-
-
-@pytest.mark.parametrize("when", ["tokenizer", "rename"])
-def test_a_save_that_fails_leaves_the_old_checkpoint_and_no_half_of_the_new(
-    when, tmp_path, monkeypatch
-):
-    tokenizer, model = tiny_tokenizer("chatml"), tiny_model()
-    folder = tmp_path / "first"
-    save_checkpoint(model, tokenizer, folder, {"number": 1})
-    files = sorted(path.name for path in folder.iterdir())
-    if when == "tokenizer":
-        monkeypatch.setattr(tokenizer, "save_pretrained", broken)
-    else:
-        rename = Path.rename
-        monkeypatch.setattr(
-            Path, "rename", lambda a, b: broken() if a.name == "made" else rename(a, b)
-        )
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(model, tokenizer, folder, {"number": 2})
-    assert json.loads((folder / "sft.json").read_text()) == {"number": 1}
-    assert sorted(path.name for path in folder.iterdir()) == files
-    assert [path.name for path in tmp_path.iterdir()] == ["first"]
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(model, tokenizer, tmp_path / "second")
-    assert [path.name for path in tmp_path.iterdir()] == ["first"]
-
-
-def test_a_checkpoint_is_replaced_whole(tmp_path):
-    folder = tmp_path / "first"
-    save_checkpoint(tiny_model(), tiny_tokenizer("chatml"), folder)
-    (folder / "old.txt").write_text("of the first run")
-    save_checkpoint(tiny_model(), tiny_tokenizer("llama3"), folder, {"number": 2})
-    assert not (folder / "old.txt").exists()
-    assert "<|eot_id|>" in (folder / "chat_template.jinja").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
 
 # --- the command line ----------------------------------------------------------------------------
