@@ -117,7 +117,7 @@ class Message:
                 )
 
     def _check_texts(self, faults: Faults) -> None:
-        turn = f"the {printable(str(self.role))[:20]} turn"
+        turn = f"the {printable(str(self.role)[:20])} turn"
         if not isinstance(self.content, str):
             faults.add(
                 f"the content of {turn} is {type(self.content).__name__}, not text. "

@@ -125,9 +125,10 @@ class Nulls:
                         self.first_kept or f"{place}, message {position}, arguments{null}"
                     )
         for name in ("tools", "functions"):
-            tools = record.get(name)
-            meant = set(nulls_in(without_nulls(tools)))
-            for null in nulls_in(tools):
+            meant = None
+            for null in nulls_in(record.get(name)):
+                if meant is None:
+                    meant = set(nulls_in(without_nulls(record[name])))
                 if null not in meant:
                     self.left_out += 1
                     self.first_left_out = self.first_left_out or f"{place}, {name}{null}"
@@ -242,7 +243,7 @@ def nulls_in(value: object, place: str = "") -> Iterator[str]:
     """Places where an object holds null."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            here = f"{place}.{key}"
+            here = f"{place}.{key[:40]}"
             if inner is None:
                 yield here
             else:

@@ -30,6 +30,15 @@ class JSONError(ValueError):
     def __str__(self):
         return f"{self.reason}: {self.detail}" + (f" in {self.place}" if self.place else "")
 
+    def inside(self, key: str | int) -> "JSONError":
+        """The same error, in the value that an object or a list holds under this key."""
+        if key == "" or len(self.place) > 200:
+            return self
+        inner = self.place
+        outer = f"[{key}]" if isinstance(key, int) else key[:40]
+        dot = "." if inner and not inner.startswith("[") else ""
+        return JSONError(self.reason, self.detail, f"{outer}{dot}{inner}")
+
 
 def decode(text: str, *, exact: bool = False):
     """The value of a JSON text, or `JSONError`.
@@ -61,7 +70,7 @@ def decode_from(text: str, start: int, *, exact: bool = False) -> tuple[object, 
     return value, end
 
 
-def plain(value, place: str = "", *, deepest: int = DEEPEST):
+def plain(value, *, deepest: int = DEEPEST):
     """A copy of a Python value in JSON's own types, or `JSONError`.
 
     Mappings become dicts, tuples lists. Every text can be encoded, every number is finite, nothing
@@ -70,28 +79,37 @@ def plain(value, place: str = "", *, deepest: int = DEEPEST):
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        _check_text(value, place)
+        _check_text(value)
         return value if type(value) is str else str.__str__(value)
     if isinstance(value, int):
         if not -LARGEST < value < LARGEST:
-            raise JSONError("number that JSON lacks", "an integer of over 308 digits", place)
+            raise JSONError("number that JSON lacks", "an integer of over 308 digits")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise JSONError("number that JSON lacks", f"{value} is no JSON number", place)
+            raise JSONError("number that JSON lacks", f"{value} is no JSON number")
         return float(value)
-    if not isinstance(value, Mapping | list | tuple):
-        raise JSONError("wrong type", f"a Python {type(value).__name__}", place)
+    if not isinstance(value, (dict, list, tuple, Mapping)):
+        raise JSONError("wrong type", f"a Python {type(value).__name__}")
     if deepest <= 0:
-        raise JSONError("nested too deeply", f"more than {DEEPEST} levels", place[:60])
-    if not isinstance(value, Mapping):
-        return [plain(v, f"{place}[{n}]", deepest=deepest - 1) for n, v in enumerate(value)]
+        raise JSONError("nested too deeply", f"more than {DEEPEST} levels")
+    if isinstance(value, (list, tuple)):
+        items = []
+        try:
+            for inner in value:
+                items.append(plain(inner, deepest=deepest - 1))
+        except JSONError as error:
+            raise error.inside(len(items)) from None
+        return items
     copy = {}
     for key, inner in value.items():
         if not isinstance(key, str):
-            raise JSONError("wrong type", f"the key {shown(key)} is not text", place)
-        _check_text(key, place, "the key ")
-        copy[key] = plain(inner, f"{place}.{key}" if place else key, deepest=deepest - 1)
+            raise JSONError("wrong type", f"the key {shown(key)} is not text")
+        _check_text(key, "the key ")
+        try:
+            copy[key] = plain(inner, deepest=deepest - 1)
+        except JSONError as error:
+            raise error.inside(key) from None
     return copy
 
 
@@ -169,12 +187,14 @@ def _encodable(text: str) -> bool:
         return False
 
 
-def _check_text(text: str, place: str, what: str = "") -> None:
+def _check_text(text: str, what: str = "") -> None:
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         detail = f"{what}{shown(text[error.start])} at character {error.start}"
-        raise JSONError("lone surrogate", detail, place) from None
+        raise JSONError("lone surrogate", detail) from None
 
 
 def _position(text: str, at: int) -> str:

@@ -132,7 +132,7 @@ def without_nulls(schema):
         return [without_nulls(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = ("default", "const") if _may_be_null(schema) else ()
+    kept = ("default", "const") if None in schema.values() and _may_be_null(schema) else ()
     return {
         key: without_nulls(inner)
         for key, inner in schema.items()
