@@ -206,8 +206,19 @@ def test_calls_in_other_grammars_are_no_text(mark):
 
 
 def test_a_user_may_speak_of_tags():
-    record = dialogue(("human", "What is <tool_response>x</tool_response>?"), ("gpt", "A tag."))
-    assert only(record, "sharegpt")[0].content == "What is <tool_response>x</tool_response>?"
+    for text in ("What is <tool_response>x</tool_response>?", "And <tools><a>1</a></tools>?"):
+        record = dialogue(("human", text), ("gpt", "A tag."))
+        assert only(record, "sharegpt")[0].content == text
+
+
+def test_a_user_may_list_the_tools():
+    text = f"<tools>{json.dumps([TOOL])}</tools>\nSky in Bern?"
+    record = dialogue(("human", text), ("gpt", CALL_TAG))
+    chat = only(record, "sharegpt")
+    assert (chat[0].content, chat.tools) == ("Sky in Bern?", (TOOL,))
+    assert reason(record | {"tools": [{"name": "clock"}]}) == "broken tool definitions"
+    empty = dialogue(("human", f"<tools>{json.dumps([TOOL])}</tools>"), ("gpt", "Hello"))
+    assert reason(empty) == "empty text"
 
 
 # --- results and their calls ---------------------------------------------------------------------
@@ -775,6 +786,7 @@ WRITERS = {source: source.replace("-", "_") for source in SOURCES} | {"messages"
 SHAPES = [*WRITERS.items(), ("sharegpt", "hermes")]
 
 
+@pytest.mark.filterwarnings("ignore::course_utils.records.ConversationWarning")
 @pytest.mark.parametrize(("source", "shape"), SHAPES, ids=[shape for _, shape in SHAPES])
 def test_2000_random_records(source, shape, tmp_path):
     """What goes in comes out exactly, is written, and is what the loader reads."""
@@ -785,17 +797,14 @@ def test_2000_random_records(source, shape, tmp_path):
         lines.append(json.dumps(record, ensure_ascii=seed % 2 == 0) + "\n")
         wanted.append((expected, [{"type": "function", "function": t} for t in drawn.tools]))
     (tmp_path / "in.jsonl").write_text("".join(lines), "utf-8")
-    report = Report()
-    results = list(stream(tmp_path / "in.jsonl", source, report=report))
-    assert len(results) == report.sources[source].records == 2000
-    rejected = [found for found in results if isinstance(found, Rejection)]
-    assert not rejected, str(rejected[0])
-    for chat, (expected, tools) in zip(results, wanted, strict=True):
-        record = json.loads(json.dumps(chat.as_record()))
+    report = convert_file(tmp_path / "in.jsonl", source, tmp_path / "out.jsonl")
+    assert not report.rejections, str(report)
+    chats = load_conversations(tmp_path / "out.jsonl")
+    assert len(chats) == report.sources[source].records == 2000
+    for chat, (expected, tools) in zip(chats, wanted, strict=True):
+        record = chat.as_record()
         assert exactly(record["messages"]) == exactly(expected)
         assert exactly(record.get("tools", [])) == exactly(tools)
-    convert_file(tmp_path / "in.jsonl", source, tmp_path / "out.jsonl")
-    assert load_conversations(tmp_path / "out.jsonl") == results
 
 
 def exactly(value):
@@ -803,6 +812,7 @@ def exactly(value):
     return json.dumps(value, sort_keys=True)
 
 
+@pytest.mark.filterwarnings("ignore::course_utils.records.ConversationWarning")
 @pytest.mark.parametrize("source", SOURCES)
 def test_whatever_is_converted_can_be_loaded(source, tmp_path):
     """2,000 damaged records: each is converted or rejected, and what is written can be loaded."""

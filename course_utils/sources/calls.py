@@ -224,13 +224,21 @@ def tagged_results(text: str, place: str) -> list[tuple[str | None, str | None, 
 
 
 def tagged_tools(text: str, place: str) -> tuple[str, list[dict]]:
-    """(the text without the lists, the definitions) of a system text."""
+    """(the text without the lists, the definitions)"""
     found = []
     for inside in PAIR["tools"].findall(text):
         if inside.strip():
             found += _listed(inside, place)
     without = PAIR["tools"].sub(lambda pair: "" if pair[1].strip() else pair[0], text)
     return (without if found else text), found
+
+
+def holds_tools(text: str) -> bool:
+    """Does a user's text list definitions, as it does where there is no system text?"""
+    try:
+        return bool(tagged_tools(text, "")[1])
+    except Rejected:
+        return False
 
 
 def _listed(inside: str, place: str) -> list[dict]:

@@ -14,6 +14,7 @@ from course_utils.sources.calls import (
     TAG,
     calls_in,
     definitions_in,
+    holds_tools,
     one_call,
     same_tools,
     tagged_calls,
@@ -78,9 +79,9 @@ class Draft:
             results = tagged_results(text, place)
             if results is not None:
                 return self._results(results, place, **about)
-        elif role == "system":
-            text = self._system(text, place)
-            if text != said and not text:
+        if role == "system" or (role == "user" and holds_tools(text)):
+            text = self._without_tools(text, place)
+            if role == "system" and text != said and not text:
                 return None
         if not calls and role in ("user", "assistant") and not text.strip():
             raise Rejected("empty text", place, f"the {role} says nothing")
@@ -124,8 +125,8 @@ class Draft:
             found = {key: value for key, value in found.items() if value is not None}
             self._add("tool", content, place, **{**about, **found})
 
-    def _system(self, text: str, place: str) -> str:
-        """The system text without tools, which become the conversation's, and their grammar."""
+    def _without_tools(self, text: str, place: str) -> str:
+        """The text without tools, which become the conversation's, and without their grammar."""
         rest, tools = tagged_tools(text, place)
         if tools and self.tools and not same_tools(tools, self.tools):
             detail = "the list in <tools> is not the one that the record has beside it"

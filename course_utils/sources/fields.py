@@ -86,9 +86,10 @@ def decode_at(text: str, place: str, otherwise: str) -> object:
 def check_plain(value: object, place: str) -> None:
     """Reject what JSON lacks: a record that was not read from a file may hold it."""
     try:
-        plain(value, place)
+        plain(value)
     except JSONError as error:
-        raise Rejected(error.reason, error.place, error.detail) from None
+        dot = "." if place and error.place and not error.place.startswith("[") else ""
+        raise Rejected(error.reason, f"{place}{dot}{error.place}", error.detail) from None
 
 
 def is_empty(value: object) -> bool:
