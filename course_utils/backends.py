@@ -1,7 +1,7 @@
 """Private copies of a tokenizer's backend, so that encoding never changes the caller's.
 
-transformers switches a tokenizer's backend for every call: whether special tokens count as such,
-how to truncate, how to pad. Two threads that share a tokenizer then encode with each other's settings.
+transformers sets a tokenizer's backend anew for every call: do special tokens count as such, where
+to truncate, how to pad. Two threads that share a tokenizer then encode with each other's settings.
 Here are two copies for each tokenizer, made once, whose settings never change.
 """
 

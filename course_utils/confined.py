@@ -17,7 +17,7 @@ from itertools import count
 from course_utils.conversation import Conversation, Message
 from course_utils.layouts import Planner
 from course_utils.plans import Plan, fill, is_mark
-from course_utils.rendering import ChatTemplate, MaskError
+from course_utils.rendering import ChatTemplate, MaskError, said_by
 from course_utils.rerendering import PROBE_TOOL, STEERED, rendered_spans
 from course_utils.tokenizers import guard, special_pattern, unguard
 from course_utils.watching import FIRST_MARK, Unwatchable
@@ -124,7 +124,7 @@ class Work:
         except RecursionError:
             return {"refused": "the chat template, or the conversation, is nested too deeply."}
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
+            said = f"{type(error).__name__}: {said_by(error)}"
             return {"refused": f"this conversation cannot be rendered ({said})."}
 
     def write(self, template: int, messages: list[dict], tools, prompt: bool, options: dict):
@@ -196,7 +196,12 @@ class Work:
             except (MaskError, Unwatchable):
                 continue
             for layout in plan.layouts:
-                found += [layout.marked[turn.stop : turn.end] for turn in layout.turns]
+                for turn in layout.turns:
+                    marks = [n for n, c in enumerate(layout.marked[: turn.stop]) if is_mark(c)]
+                    # Some write two tokens, of which a server stops at the first.
+                    tail = layout.marked[marks[-1] + 1 : turn.end]
+                    stops = special_pattern(self.templates[template].specials).findall(tail)
+                    found += stops or [layout.marked[turn.stop : turn.end]]
         return {"stops": list(dict.fromkeys(stop for stop in found if stop))}
 
     def _planner(self, template: int, tools: bool, options: dict) -> Planner:

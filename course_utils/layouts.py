@@ -18,7 +18,7 @@ from itertools import count
 from course_utils.conversation import Conversation
 from course_utils.plans import Layout, Plan, Turn, fill, is_mark
 from course_utils.reading import Reader, check_kept, lost
-from course_utils.rendering import ChatTemplate, MaskError
+from course_utils.rendering import ChatTemplate, MaskError, said_by
 from course_utils.rerendering import TOOLS_IGNORED, check_names, uninvited_prompt
 from course_utils.shapes import map_texts, shape
 from course_utils.tokenizers import special_pattern
@@ -56,7 +56,7 @@ class Planner:
         except RecursionError:
             raise MaskError("the chat template is nested too deeply to be read.") from None
         except Exception as error:  # Jinja's parser may raise anything on a broken template
-            raise MaskError(f"the chat template cannot be read: {error}.") from None
+            raise MaskError(f"the chat template cannot be read: {said_by(error)}") from None
 
     def plan(
         self, conversation: Conversation, *, only_last: bool = False, headers: bool = False

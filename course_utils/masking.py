@@ -29,7 +29,7 @@ from course_utils.confinement import confined, render_template  # noqa: F401
 from course_utils.conversation import Conversation
 from course_utils.encoding import encoder_of
 from course_utils.plans import Layout, fill
-from course_utils.rendering import MaskError
+from course_utils.rendering import MaskError, said_by
 from course_utils.rerendering import guarded, rendered_spans
 from course_utils.shapes import shape
 from course_utils.templates import Rendered, Span, TemplateError, render
@@ -270,7 +270,7 @@ def _refusing(chat: Conversation | None, make, *arguments):
     except (MaskError, TemplateError, TokenizerError) as error:
         said = str(error)
     except Exception as error:  # one bad conversation must not end a data set
-        said = f"this conversation cannot be masked ({type(error).__name__}: {error})."
+        said = f"this conversation cannot be masked ({type(error).__name__}: {said_by(error)})."
     named = chat is not None and chat.id is not None
     refusal = MaskError(f"conversation {chat.id!r}: {said}" if named else said)
     refusal.__suppress_context__ = True

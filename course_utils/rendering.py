@@ -57,11 +57,26 @@ class ChatTemplate:
         except MemoryError:
             raise
         except Exception as error:  # a template may raise anything: 1/0 is one
-            said = str(error).strip() or type(error).__name__
+            roles = [m["role"] for m in messages]
             raise MaskError(
-                f"the chat template refuses the roles {[m['role'] for m in messages]}: {said}"
+                f"the chat template refuses the roles {one_line(roles)}: {said_by(error)}"
             ) from None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise MaskError("the chat template writes a lone surrogate.") from None
         return text
+
+
+def said_by(error: Exception) -> str:
+    """What an error says, in one line: the words may be a stranger's."""
+    return one_line(str(error).strip() or type(error).__name__)
+
+
+def one_line(said, width: int = 300) -> str:
+    said = " ".join(str(said).split())
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+    return said if len(said) <= width else f"{said[:width]} ..."
 
 
 def template_of(tokenizer) -> ChatTemplate:
