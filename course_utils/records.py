@@ -265,6 +265,10 @@ def _read(record: object, where: str) -> Conversation:
 
 def _read_record(record: object) -> Conversation:
     if isinstance(record, list):
+        if record and isinstance(record[0], dict) and "messages" in record[0]:
+            raise ConversationError(
+                "a list of records. Write one record per line, or name the file .json."
+            )
         record = {"messages": record}  # a bare list of messages
     if not isinstance(record, dict):
         raise ConversationError(
@@ -272,19 +276,19 @@ def _read_record(record: object) -> Conversation:
             "Write one conversation per line."
         )
     if "messages" not in record:
-        hint = (
-            "'conversations' is the ShareGPT layout: convert the file with "
-            "`python -m course_utils.sources sharegpt`."
-            if "conversations" in record
-            else "A conversation's turns stand in 'messages'."
-        )
+        hint = "A conversation's turns are in 'messages'."
+        if "conversations" in record:
+            hint = (
+                "'conversations' is the ShareGPT layout: convert the file with "
+                "`python -m course_utils.sources sharegpt`."
+            )
         raise ConversationError(
             f"no field 'messages', only {shown(list(record))}. {hint}", field="messages"
         )
     faults, fields = Faults(), dict(record)
     messages = _with_system(fields.pop("messages"), fields.pop("system", None), faults)
     tools, functions = fields.pop("tools", None), fields.pop("functions", None)
-    if tools and functions:
+    if not _says_nothing(tools) and not _says_nothing(functions):
         faults.add("it has 'tools' and 'functions', which mean the same. Keep one.", "functions")
     fields.pop("id", None)
     tags, options = fields.pop("tags", None), fields.pop("chat_template_kwargs", None)
@@ -297,7 +301,7 @@ def _read_record(record: object) -> Conversation:
             id=_id(record),
             tags=() if tags is None else tags,
             meta=fields,
-            tools=tools or functions,
+            tools=functions if _says_nothing(tools) else tools,
             template_options={} if options is None else options,
         )
     except ConversationError as error:
