@@ -383,8 +383,12 @@ def test_padded_nulls_go_from_schemas_and_are_counted_in_arguments(tmp_path):
     chat = only(record, "openai")
     assert chat.tools == (TOOL,)
     assert calls_of(chat[1])[0]["arguments"] == {"city": "Bern", "zone": None}
-    assert report.as_dict()["openai"]["warnings"] == {"null in arguments": 1}
-    assert "row-1, messages[1]: call 0: weather, arguments.zone" in str(report)
+    assert report.as_dict()["openai"]["warnings"] == {
+        "null left out of tools": 1,
+        "null in arguments": 1,
+    }
+    assert "row-1, messages[1]: call 0, weather: arguments.zone" in str(report)
+    assert "tools[0].parameters.properties.zone and 1 more" in str(report)
 
 
 # --- thoughts, weights, options ------------------------------------------------------------------

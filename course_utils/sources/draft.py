@@ -28,12 +28,14 @@ from course_utils.sources.fields import (
     Options,
     Rejected,
     check_plain,
+    decode_at,
     is_empty,
     optional,
     shown,
 )
 from course_utils.sources.fields import REASONS as REASONS
 from course_utils.sources.fields import decode as decode
+from course_utils.tool_schema import without_nulls
 
 OPTIONS = "chat_template_kwargs"
 JSON_REASONS = ("lone surrogate", "nested too deeply", "number that JSON lacks")
@@ -95,8 +97,9 @@ class Draft:
         if len(set(ids)) < len(ids):
             raise Rejected("broken tool call", place, "two calls have the same id")
         for number, call in enumerate(calls):
-            for path in nulls_in(call["arguments"], "arguments"):
-                self.warn("null in arguments", place, f"call {number}: {call['name']}, {path}")
+            if nulls := list(nulls_in(call["arguments"], "arguments")):
+                detail = f"call {number}, {call['name']}: {_first(nulls)}"
+                self.warn("null in arguments", place, detail)
         written = tuple(
             {key: call[key] for key in ("id",) if key in call}
             | {"type": "function", "function": {k: call[k] for k in ("name", "arguments")}}
@@ -201,10 +204,19 @@ class Draft:
 
     def define(self, record: Mapping) -> None:
         """The record's `tools`, or its old `functions`, are the conversation's tools."""
-        tools, functions = (definitions_in(record.get(key), key) for key in ("tools", "functions"))
+        tools, functions = (self._definitions(record, key) for key in ("tools", "functions"))
         if tools and functions and not same_tools(tools, functions):
             raise Rejected("broken tool definitions", "functions", "others than in tools")
         self.tools = tools or functions
+
+    def _definitions(self, record: Mapping, key: str) -> list[dict]:
+        value = record.get(key)
+        if isinstance(value, str) and value:
+            value = decode_at(value, key, "broken tool definitions")
+        kept = set(nulls_in(without_nulls(value), key))
+        if lost := [null for null in nulls_in(value, key) if null not in kept]:
+            self.warn("null left out of tools", key, _first(lost))
+        return definitions_in(value, key)
 
     # --- the whole -------------------------------------------------------------------------------
 
@@ -292,6 +304,10 @@ def _calls(message: Mapping, place: str) -> list[dict]:
             else:
                 raise Rejected("wrong type", here, f"{type(value).__name__} instead of list")
     return calls
+
+
+def _first(places: list[str]) -> str:
+    return places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")
 
 
 def _bare(call: Mapping) -> dict:

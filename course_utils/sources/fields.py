@@ -40,7 +40,12 @@ REASONS = (
     "broken worked solution",
 )
 # What is converted and worth a look. Reports count these, too.
-WARNINGS = ("null in arguments", "grammar of calls in the system text", "repeated id")
+WARNINGS = (
+    "null in arguments",
+    "null left out of tools",
+    "grammar of calls in the system text",
+    "repeated id",
+)
 
 # Fields of a record that change what a model reads. A converter uses them or turns the record away.
 MEANING_FIELDS = (*PROMPT_FIELDS, "system", "tools", "functions")
