@@ -466,8 +466,8 @@ def test_outputs_in_another_order_than_their_calls_are_refused(family, toy):
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama3"])
-def test_arguments_as_text_are_refused_by_jinja(family, toy):
-    """In a conversation they are objects; whoever calls the template may pass anything."""
+def test_jinja_refuses_what_no_conversation_can_hold(family, toy):
+    """Whoever calls the template by hand may pass anything."""
     from jinja2.exceptions import TemplateError as JinjaError
 
     call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -476,6 +476,8 @@ def test_arguments_as_text_are_refused_by_jinja(family, toy):
     with pytest.raises(JinjaError, match="as an object, and those of message 1 are none"):
         toy(family).apply_chat_template(messages, tokenize=False)
     call["function"]["arguments"] = {}
+    with pytest.raises(JinjaError, match="message 0 is no assistant turn"):
+        toy(family).apply_chat_template([messages[0] | {"tool_calls": [call]}], tokenize=False)
     text = toy(family).apply_chat_template(messages, tokenize=False)
     assert "None" not in text and '{"name": "f", ' in text
 
@@ -552,7 +554,7 @@ def test_jinja_equals_python_with_tools_or_both_refuse(family, generation_tag, t
     tokenizer = toy(chat_template(family, generation_tag=generation_tag))
     outcomes = {"refused": 0, "equal": 0, "equal with more": 0}
 
-    @settings(max_examples=300, suppress_health_check=QUICK)
+    @settings(max_examples=200, suppress_health_check=QUICK)
     @given(rich_chats(family))
     def same(chat):
         for prompt in (False, True)[: 1 + (chat.roles[-1] != "assistant")]:
@@ -563,7 +565,8 @@ def test_jinja_equals_python_with_tools_or_both_refuse(family, generation_tag, t
         outcomes[kind] += 1
 
     same()
-    assert outcomes["equal"] > 20 and outcomes["refused"] > 0, outcomes
+    assert outcomes["equal"] > 20, outcomes
+    assert outcomes["refused"] > 20 or family == "chatml", outcomes
     assert (outcomes["equal with more"] > 20) == (family in ("chatml", "llama3")), outcomes
 
 
@@ -628,7 +631,7 @@ def test_nothing_in_the_canonical_class_is_refused(family):
 def test_more_turns_never_change_the_earlier_ones(family):
     compared = {"prefix": 0, "prompt": 0}
 
-    @settings(max_examples=300, suppress_health_check=QUICK)
+    @settings(max_examples=200, suppress_health_check=QUICK)
     @given(rich_chats(family))
     def prefixes(chat):
         whole = outcome(render, chat, family, lossy=True)
@@ -656,7 +659,7 @@ def test_masks_grade_what_the_spans_say_the_model_writes(family, toy):
     specials = {tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)}
     outcomes = {"refused": 0, "exact": 0, "calls": 0, "markers": 0}
 
-    @settings(max_examples=300, suppress_health_check=QUICK)
+    @settings(max_examples=200, suppress_health_check=QUICK)
     @given(rich_chats(family))
     def exact(chat):
         try:
@@ -937,6 +940,11 @@ def test_the_generation_tag_is_left_out_by_default():
     for family in FAMILY_NAMES:
         assert "generation" in chat_template(family, generation_tag=True)
         assert not re.search(r"{%-? *(end)?generation", chat_template(family))
+
+
+def test_the_tag_is_around_a_plain_reply_as_lecture_06_shows():
+    line = "{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}"
+    assert line in chat_template("chatml", generation_tag=True)
 
 
 # --- against the originals -----------------------------------------------------------------------
