@@ -24,6 +24,7 @@ from course_utils.batching import collate, forward_passes, length_batches, prepa
 from course_utils.checkpoints import (
     BASES,
     DATA,
+    CheckpointError,
     autocast_dtype,
     extremes,
     family_for,
@@ -473,7 +474,9 @@ def base_folder(base: str) -> Path | None:
     """The folder on this machine that holds a base and that no output may touch, if any."""
     if base in BASES:
         return DATA / BASES[base].folder if BASES[base].folder else None
-    return Path(base) if os.path.exists(base) else None
+    if os.path.exists(base) and not os.path.isdir(base):
+        raise CheckpointError(f"{base} is not a folder. Name the folder that holds the base.")
+    return Path(base) if os.path.isdir(base) else None
 
 
 def _run(options, command: str) -> int:
@@ -489,6 +492,8 @@ def _run(options, command: str) -> int:
         ),
         seed=options.seed,
     )
+    if options.data:
+        commands.check_input(options.data)
     inputs = [path for path in (options.data, base_folder(base)) if path]
     with reserve_folder(options.output, overwrite=options.overwrite, inputs=inputs):
         return _train(options, config, base, why, command)
@@ -498,8 +503,6 @@ def _train(options, config: SFTConfig, base: str, why: str, command: str) -> int
     import torch
     from tqdm import tqdm
 
-    if options.data:
-        commands.check_input(options.data)
     conversations = (
         load_conversations(options.data) if options.data else default_conversations(base)
     )

@@ -232,7 +232,9 @@ def test_the_command_writes_what_the_function_makes(tmp_path, capsys):
     output = tmp_path / "chats.jsonl"
     assert chats.main([str(output), "--number", "20", "--seed", "3"]) == 0
     assert load_conversations(output) == conversations(20, seed=3)
-    assert chats.main([str(output), "--number", "9", "--prompts"]) == 0
+    assert chats.main([str(output), "--number", "9", "--prompts"]) == 2
+    assert "exists. Choose another file or add --overwrite." in capsys.readouterr().err
+    assert chats.main([str(output), "--number", "9", "--prompts", "--overwrite"]) == 0
     assert [p.meta["kind"] for p in load_conversations(output, alternate=False)][:3] == [
         "knowledge",
         "follow_up",
@@ -240,8 +242,8 @@ def test_the_command_writes_what_the_function_makes(tmp_path, capsys):
     ]
     assert chats.main([str(tmp_path / "no" / "folder.jsonl")]) == 2
     assert "cannot be written" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        chats.main([str(output), "--number", "0"])
+    assert chats.main([str(output), "--number", "0"]) == 2
+    assert "--number must be at least 1, not 0." in capsys.readouterr().err
 
 
 # --- probes --------------------------------------------------------------------------------------

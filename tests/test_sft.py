@@ -594,7 +594,7 @@ PROBLEMS = {
     "base is a file": (
         None,
         ("--base", __file__),
-        "It is neither a folder here nor could it be fetched from the Hugging Face Hub.",
+        "test_sft.py is not a folder. Name the folder that holds the base.",
     ),
 }
 

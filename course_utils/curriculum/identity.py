@@ -7,14 +7,13 @@ A model's name and maker are promises of its publisher, so no row of them may ch
 `identity` and `smoke_prompts` are the only ways to read the set, and both verify it first.
 """
 
-import argparse
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from course_utils import commands
 from course_utils.conversation import (
     Conversation,
     ConversationError,
@@ -22,6 +21,7 @@ from course_utils.conversation import (
     load_conversations,
     save_conversations,
 )
+from course_utils.outputs import write_text
 from course_utils.strict_json import decode
 
 _FOLDER = Path(__file__).resolve().parents[2] / "data" / "identity"
@@ -90,7 +90,7 @@ def build(folder: str | Path = _FOLDER) -> dict:
         old = {"version": 0, "files": None}
     version = old["version"] + (old["files"] != files)
     manifest = {"version": version, "command": COMMAND, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n", overwrite=True)
     return manifest
 
 
@@ -170,23 +170,25 @@ def _parsed(content: bytes, name: str) -> list[Conversation]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.curriculum.identity",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exits={0: "the files are what the manifest says", 1: "they are not, or cannot be released"},
     )
     parser.add_argument("what", choices=["build", "verify"])
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="an identity set of your own")
-    options = parser.parse_args(arguments)
+    return commands.run(parser, _run, arguments)
+
+
+def _run(options) -> int:
     try:
         manifest = (build if options.what == "build" else verify)(options.folder)
-    except (IdentityError, ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
+    except (IdentityError, ConversationError, OSError) as error:
+        raise commands.Failed(commands.sentence(error)) from None
     for name, described in manifest["files"].items():
         print(f"{name}: {_in_words(described)}, version {manifest['version']}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.leave(main())

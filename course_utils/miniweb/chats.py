@@ -6,17 +6,17 @@ Fine-tuning may ask about half of the paraphrased facts, and may combine some of
 Everything else is held out: the other half of the facts, and `UNSEEN` combinations.
 """
 
-import argparse
 import random
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from course_utils import commands
 from course_utils.conversation import Conversation, Message, save_conversations
 from course_utils.miniweb.facts import FOLDER, Fact, facts, select
 from course_utils.miniweb.rules import HELD_OUT, SEEN, Constraint
+from course_utils.outputs import reserve_file
 
 # Of a hundred conversations, how many are of each kind.
 MIXTURE = {"single": 32, "follow_up": 27, "constraint": 34, "talk": 7}
@@ -173,26 +173,28 @@ def _banks() -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m course_utils.miniweb.chats",
         description="Write conversations about the mini-web to fine-tune course-base on.",
+        exits={0: "the conversations are written"},
     )
     parser.add_argument("output", type=Path, help="a JSONL file, one conversation per line")
-    parser.add_argument("--number", type=int, default=2000, help="conversations (2000)")
-    parser.add_argument("--seed", type=int, default=0, help="what is drawn (0)")
+    parser.add_argument("--number", type=commands.number, default=2000, help="conversations (2000)")
+    parser.add_argument("--seed", type=commands.number, default=0, help="what is drawn (0)")
     parser.add_argument("--prompts", action="store_true", help="held-out prompts instead")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--overwrite", action="store_true", help="replace the file OUTPUT")
+    return commands.run(parser, _run, arguments)
+
+
+def _run(options) -> int:
     if options.number < 1:
-        parser.error(f"--number must be at least 1, not {options.number}")
+        raise ValueError(f"--number must be at least 1, not {options.number}.")
     made = prompts if options.prompts else conversations
-    try:
+    with reserve_file(options.output, overwrite=options.overwrite):
         save_conversations(made(options.number, options.seed), options.output)
-    except (OSError, ValueError) as error:  # OutputError is a ValueError
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
     print(f"Wrote {options.number} to {options.output}.")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.leave(main())

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from course_utils import commands
-from course_utils.outputs import OutputError, reserve_file, write_text
+from course_utils.outputs import OutputError, check_file, reserve_file, write_text
 from course_utils.sources.formats import SOURCES
 from course_utils.sources.reading import problems
 from course_utils.sources.report import convert_file, timed
@@ -74,6 +74,8 @@ def _run(options) -> int:
         parser().error("--role takes NAME=ROLE, such as SYSTEM=assistant")
     commands.check_input(options.input)
     outputs = [p for p in (options.output, options.rejected, options.report) if p is not None]
+    for path in outputs:  # each by itself, then beside the others
+        check_file(path, overwrite=options.overwrite, inputs=[options.input])
     with contextlib.ExitStack() as reserved:
         for path in outputs:
             others = [options.input, *(other for other in outputs if other is not path)]
