@@ -1,8 +1,8 @@
 """Tools, calls and reasoning in ChatML, as Hermes 2 Pro introduced and Qwen 2.5 and 3 write them.
 
-Tools stand in the first system turn, behind its text, one JSON object a line between <tools> and
-</tools>. A call is JSON between <tool_call> and </tool_call> at the end of the assistant's turn;
-several may follow each other. Reasoning stands before the reply, between <think> and </think>.
+Tools are listed in the first system turn, after its text, one JSON object a line between <tools>
+and </tools>. A call is JSON between <tool_call> and </tool_call> at the end of the assistant's
+turn; several may follow each other. Reasoning comes before the reply, between <think> and </think>.
 
 Three things differ from Qwen's own templates, so that rendering more turns never changes what was
 written for the earlier ones, and plain turns stay as they are:

@@ -19,7 +19,7 @@ def from_json(text: str) -> dict | None:
 
 
 def a_call(text: str, arguments: str) -> dict | None:
-    """The call in `text`, whose arguments stand under the name given; None if it is none."""
+    """The call in `text`, whose arguments are under the name given; None if it is none."""
     value = from_json(text)
     if value is None or set(value) != {"name", arguments}:
         return None

@@ -1,10 +1,10 @@
 """Tools and calls as Llama 3.1 writes them, and Llama 3.2 after it.
 
-Tools stand in the first user turn, before its text, with the instruction that Llama 3.1's template
-puts there. A call is the assistant's whole turn, one JSON object with `name` and `parameters`; its
-output is a turn of the role `ipython`. So a turn holds one call and no text beside it, and the
-first turn after the system text must be the user's: Llama's own template refuses several calls,
-drops the text without a word, and takes any turn for the user's.
+Tools are listed in the first user turn, before its text, with the instruction that Llama 3.1's
+template puts there. A call is the assistant's whole turn, one JSON object with `name` and
+`parameters`; its output is a turn of the role `ipython`. So a turn holds one call and no text
+beside it, and the first turn after the system text must be the user's: Llama's own template refuses
+several calls, drops the text without a word, and takes any turn for the user's.
 
 Left out is what Llama 3.1 adds to the system turn: "Environment: ipython", which asks for its
 built-in tools, and the dates. There is no reasoning in this format.
