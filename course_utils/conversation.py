@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from course_utils.faults import DEEP, ConversationError, Faults
-from course_utils.strict_json import printable, shown
+from course_utils.strict_json import shown
 from course_utils.tool_schema import tool_calls, tool_definitions
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -76,7 +76,7 @@ class Message:
 
     def __post_init__(self):
         faults = Faults()
-        if not isinstance(self.role, str) or self.role not in ROLES:
+        if not _is_role(self.role):
             faults.add(
                 f"unknown role {shown(self.role)}: the roles are {', '.join(ROLES)}. "
                 "Map the role names of your source to these first.",
@@ -100,11 +100,12 @@ class Message:
         faults.check()
 
     def _check_owners(self, faults: Faults) -> None:
+        calls = self.tool_calls if isinstance(self.tool_calls, list | tuple | None) else [...]
         for owner, field_name, present in (
             ("assistant", "reasoning_content", self.reasoning is not None),
-            ("assistant", "tool_calls", bool(self.tool_calls)),
+            ("assistant", "tool_calls", calls is not None and calls not in ((), [])),
             ("assistant", "train", self.train is not True),
-            ("assistant", "weight", self.weight != 1),
+            ("assistant", "weight", not _is_weight(self.weight) or self.weight != 1),
             ("tool", "tool_call_id", self.tool_call_id is not None),
             ("tool", "name", self.name is not None),
         ):
@@ -117,7 +118,7 @@ class Message:
                 )
 
     def _check_texts(self, faults: Faults) -> None:
-        turn = f"the {printable(str(self.role)[:20])} turn"
+        turn = f"the {self.role} turn" if _is_role(self.role) else "the turn"
         if not isinstance(self.content, str):
             faults.add(
                 f"the content of {turn} is {type(self.content).__name__}, not text. "
@@ -214,7 +215,7 @@ class Conversation:
         options = _options(self.template_options, faults)
         faults.check()
         for name, value in (
-            ("messages", messages),
+            ("messages", tuple(messages)),
             ("tags", tuple(tags)),
             ("meta", meta),
             ("tools", tools),
@@ -303,6 +304,10 @@ def __getattr__(name: str):
 
 
 # --- what the two classes check ------------------------------------------------------------------
+
+
+def _is_role(role) -> bool:
+    return isinstance(role, str) and role in ROLES
 
 
 def _is_weight(weight) -> bool:

@@ -287,6 +287,8 @@ def _read_record(record: object) -> Conversation:
         )
     faults, fields = Faults(), dict(record)
     messages = _with_system(fields.pop("messages"), fields.pop("system", None), faults)
+    if faults.errors:
+        messages = [Message("user", "")]  # in their place, so that the other fields are checked
     tools, functions = fields.pop("tools", None), fields.pop("functions", None)
     if not _says_nothing(tools) and not _says_nothing(functions):
         faults.add("it has 'tools' and 'functions', which mean the same. Keep one.", "functions")
@@ -310,27 +312,31 @@ def _read_record(record: object) -> Conversation:
     return found
 
 
-def _with_system(messages: object, system: object, faults: Faults) -> object:
-    """The messages with the record's system text as the first."""
+def _with_system(messages: object, system: object, faults: Faults) -> list[Message]:
+    """The messages, after the record's system text; in errors they keep their numbers."""
+    found = read_messages(messages, faults, decoded=True)
     if system in (None, "") or not isinstance(messages, list):
-        return messages
+        return found
     if not isinstance(system, str):
         faults.add(f"the system text is {type(system).__name__}. Write it in quotes.", "system")
     elif any(isinstance(m, dict) and m.get("role") == "system" for m in messages[:1]):
         faults.add(
             "it has the field 'system' and a system message. Put both into one message.", "system"
         )
-    elif messages:
-        # Read here, they keep their numbers.
-        return [Message("system", system), *read_messages(messages, faults)]
-    return messages
+    else:
+        return [Message("system", system), *found]
+    return found
 
 
-def read_messages(messages: object, faults: Faults) -> tuple[Message, ...]:
-    """The messages of a conversation; what is wrong with them is added to `faults`."""
+def read_messages(messages: object, faults: Faults, decoded: bool = False) -> list[Message]:
+    """The messages of a conversation; what is wrong with them is added to `faults`.
+
+    `decoded`: they come from the strict decoder, so they need not be looked at for anything that
+    JSON lacks.
+    """
     if not isinstance(messages, list | tuple):
         faults.add("'messages' must be a list of role-and-content objects.", "messages")
-        return ()
+        return []
     if not messages:
         faults.add(
             "the conversation is empty. Give it at least one message, or drop the record.",
@@ -341,15 +347,18 @@ def read_messages(messages: object, faults: Faults) -> tuple[Message, ...]:
         if faults.full:
             break
         try:
-            found.append(message if isinstance(message, Message) else read_message(message))
+            if not isinstance(message, Message):
+                message = _read_message(message if decoded else plain(message))
+            found.append(message)
+        except JSONError as error:
+            faults.add_errors([_of_json(error).inside(f"message {position}", position)])
         except ConversationError as error:
             faults.add_errors([error.inside(f"message {position}", position)])
-    return tuple(found)
+    return found
 
 
-def read_message(fields: Mapping) -> Message:
-    """The message of a decoded object. Raises `ConversationError` for what it cannot hold."""
-    if not isinstance(fields, Mapping):
+def _read_message(fields: object) -> Message:
+    if not isinstance(fields, dict):
         raise ConversationError(
             f"it is {type(fields).__name__}. Write it as an object with 'role' and 'content'."
         )

@@ -3,12 +3,14 @@
 import copy
 import gzip
 import json
+import math
 import pickle
 import random
 import time
 import tracemalloc
 import warnings
 
+import numpy as np
 import pytest
 
 from course_utils import json_files
@@ -736,6 +738,74 @@ def test_the_loader_and_check_agree_on_any_record(tmp_path, monkeypatch, seed):
             accepted(path)
             counts[1] += 1
     assert min(counts) > 40
+
+
+def test_no_python_value_is_more_than_refused():
+    array, circle = np.array([1, 2]), []
+    circle.append(circle)
+    values = [
+        None,
+        0,
+        True,
+        2.5,
+        math.nan,
+        10**5000,
+        b"x",
+        {1},
+        object(),
+        array,
+        np.float64(2),
+        "x",
+    ]
+    values += [
+        "\ud800",
+        {1: 2},
+        (1,),
+        [],
+        {},
+        "",
+        circle,
+        Message("user", "x"),
+        [array],
+        {"a": array},
+    ]
+    chance, counts = random.Random(1), [0, 0]
+    fields = ["role", "content", "tool_calls", "train", "weight", "name", "reasoning", "other"]
+    others = [
+        "id",
+        "messages",
+        "tags",
+        "tools",
+        "system",
+        "chat_template_kwargs",
+        "source",
+        "other",
+    ]
+    for _ in range(3000):
+        record = copy.deepcopy(chat())
+        for _ in range(chance.choice([0, 1, 2])):
+            chance.choice(record["messages"])[chance.choice(fields)] = chance.choice(values)
+        messages = record["messages"]
+        if chance.random() < 0.5:
+            record[chance.choice(others)] = chance.choice(values)
+        about = {
+            chance.choice(["reasoning", "tool_calls", "weight", "train"]): chance.choice(values)
+        }
+        for build in (
+            lambda: from_record(record),  # noqa: B023, called at once
+            lambda: Conversation(messages, tools=chance.choice(values)),  # noqa: B023
+            lambda: Conversation([Message(chance.choice(values), "x", **about)]),  # noqa: B023
+            lambda: Conversation([Message("assistant", "x", **about)]),  # noqa: B023
+        ):
+            try:
+                found = build()
+            except ConversationError as error:
+                assert str(error).isprintable()
+                counts[0] += 1
+            else:
+                assert from_record(found.as_record()) == found
+                counts[1] += 1
+    assert min(counts) > 1000
 
 
 def test_what_is_built_in_python_can_be_saved_and_loaded(tmp_path):
