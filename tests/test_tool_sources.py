@@ -6,6 +6,7 @@ What goes in must come out as the schema's own fields, exactly, or the record is
 import copy
 import json
 import random
+import time
 
 import pytest
 import real_templates
@@ -219,6 +220,28 @@ def test_a_user_may_list_the_tools():
     assert reason(record | {"tools": [{"name": "clock"}]}) == "broken tool definitions"
     empty = dialogue(("human", f"<tools>{json.dumps([TOOL])}</tools>"), ("gpt", "Hello"))
     assert reason(empty) == "empty text"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tools>" * 100_000,
+        "</tools>" * 50_000 + "<tools>" * 50_000,
+        "<tool_call></tool_call>\n" * 50_000,
+        "<tool_call></tool_call>" * 50_000,
+        "<tools>" + "-" * 90_000 + "1</tools>",
+        "<tools>" + "[" * 90_000 + "</tools>",
+        "<tools>" + "{'a':" * 20_000 + "</tools>",
+        "<tool_call>" + "1+" * 40_000 + "1</tool_call>",
+        "<tool_response>" + "\\" * 90_001 + "</tool_response>",
+    ],
+    ids=lambda text: text[:24],
+)
+def test_long_texts_of_tags_take_no_time(text):
+    start = time.process_time()
+    for record in (hermes(system=text), hermes(call=text), hermes(result=text)):
+        assert len(convert(record, "sharegpt")) == 1
+    assert time.process_time() - start < 5
 
 
 # --- results and their calls ---------------------------------------------------------------------

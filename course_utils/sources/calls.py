@@ -164,14 +164,12 @@ def same_tools(one: list[dict], other: list[dict]) -> bool:
 # Hermes and its heirs write <tools>, <tool_call> and <tool_response> into the texts. A template
 # that writes calls in its own grammar would write them a second time.
 
-PAIR = {
-    tag: re.compile(rf"<{tag}>(.*?)</{tag}>", re.S)
-    for tag in ("tools", "tool_call", "tool_response")
-}
+TAGS = ("tools", "tool_call", "tool_response")
 TAG = re.compile(r"</?(?:tools|tool_call|tool_response)>")
 # How others begin a call, which is not read here.
 OTHER = re.compile(
-    r"<[/|｜]?(?:tool|function)[_▁]?calls?(?:[_▁]begin)?[|｜]?>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]"
+    r"<[/|｜]?(?:tool|function)[_▁]?calls?(?:[_▁]begin)?[|｜]?>"
+    r"|<function=|<\|python_tag\|>|\[TOOL_CALLS\]"
 )
 # A Python literal of at most this many characters is read, if it has the usual escapes only.
 LITERAL = re.compile(r"(?:[^\\\0]|\\[\\'\"nrtxuU]){1,100000}")
@@ -179,18 +177,17 @@ LITERAL = re.compile(r"(?:[^\\\0]|\\[\\'\"nrtxuU]){1,100000}")
 
 def tagged_calls(text: str, place: str) -> tuple[str, list[dict]]:
     """(the text before the calls, the calls) of what an assistant wrote."""
-    if not TAG.search(text):
-        if other := OTHER.search(text):
-            raise Rejected("tool tags in the text", place, f"{other[0]} begins a call")
-        return text, []
-    said, _, _ = text.partition("<tool_call>")
-    _only_blocks(text[len(said) :], "tool_call", place, "text after a tool call")
-    if TAG.search(said):
-        raise Rejected("tool tags in the text", place, shown(TAG.search(said)[0]))
-    calls = []
-    for inside in PAIR["tool_call"].findall(text):
+    blocks, calls = [], []
+    if TAG.search(text):
+        blocks, (said, *rest) = _blocks(text, "tool_call", place)
+        _nothing_beside(rest, place, "text after a tool call")
+    else:
+        said = text
+    if other := TAG.search(said) or OTHER.search(said):
+        raise Rejected("tool tags in the text", place, f"{other[0]} is left in the text")
+    for inside in blocks:
         calls += calls_in(_decoded(inside, place, "broken tool call"), place)
-    return said.rstrip("\n") if said.strip() else "", calls
+    return (said.rstrip("\n") if said.strip() else "") if blocks else text, calls
 
 
 def tagged_results(text: str, place: str) -> list[tuple[str | None, str | None, str]] | None:
@@ -201,36 +198,38 @@ def tagged_results(text: str, place: str) -> list[tuple[str | None, str | None, 
     """
     if not TAG.search(text):
         return None
-    _only_blocks(text, "tool_response", place, "tool tags in the text")
-    results = []
-    for inside in PAIR["tool_response"].findall(text):
-        about, content = {}, inside.strip()
-        try:
-            about = _decoded(inside, place, "broken tool call")
-        except Rejected:
-            about = None
-        if isinstance(about, Mapping) and {"content"} < set(about) <= {
-            "content",
-            "name",
-            "tool_call_id",
-        }:
-            found = about["content"]
-            content = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-            name = optional(about, "name", str, place)
-            results.append((optional(about, "tool_call_id", str, place), name, content))
-        else:
-            results.append((None, None, content))
-    return results
+    blocks, rest = _blocks(text, "tool_response", place)
+    _nothing_beside(rest, place, "tool tags in the text")
+    return [_result(inside, place) for inside in blocks]
+
+
+def _result(inside: str, place: str) -> tuple[str | None, str | None, str]:
+    try:
+        about = _decoded(inside, place, "broken tool call")
+    except Rejected:
+        about = None
+    known = {"content", "name", "tool_call_id"}
+    if not isinstance(about, Mapping) or not {"content"} < set(about) <= known:
+        return None, None, inside.strip()
+    content = about["content"]
+    if not isinstance(content, str):
+        content = json.dumps(content, ensure_ascii=False)
+    return *(optional(about, key, str, place) for key in ("tool_call_id", "name")), content
 
 
 def tagged_tools(text: str, place: str) -> tuple[str, list[dict]]:
     """(the text without the lists, the definitions)"""
-    found = []
-    for inside in PAIR["tools"].findall(text):
+    if "<tools>" not in text:
+        return text, []
+    blocks, rest = _blocks(text, "tools", place)
+    kept, found = [rest[0]], []
+    for inside, after in zip(blocks, rest[1:], strict=True):
         if inside.strip():
             found += _listed(inside, place)
-    without = PAIR["tools"].sub(lambda pair: "" if pair[1].strip() else pair[0], text)
-    return (without if found else text), found
+        else:
+            kept.append(f"<tools>{inside}</tools>")
+        kept.append(after)
+    return "".join(kept), found
 
 
 def holds_tools(text: str) -> bool:
@@ -243,7 +242,7 @@ def holds_tools(text: str) -> bool:
 
 def _listed(inside: str, place: str) -> list[dict]:
     """Definitions as one JSON value, or as one a line."""
-    lines = [line for line in inside.splitlines() if line.strip()]
+    lines = [line for line in inside.split("\n") if line.strip()]
     try:
         found = _decoded(inside, place, "broken tool definitions")
     except Rejected:
@@ -253,45 +252,60 @@ def _listed(inside: str, place: str) -> list[dict]:
     return definitions_in(found, place)
 
 
-def without_grammar(text: str) -> tuple[str, list[str]]:
+def without_grammar(text: str, place: str) -> tuple[str, list[str]]:
     """(the text without the sentences that hold tags, these sentences).
 
     Such a sentence tells how to write a call, and the template has a grammar of its own.
     """
     kept, cut, start = [], [], 0
-    for first, last in _sentences(text):
+    for first, last in _sentences(text, place):
         kept.append(text[start:first])
         cut.append(text[first:last].strip())
         start = last
     return "".join([*kept, text[start:]]), cut
 
 
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
+def _sentences(text: str, place: str) -> Iterator[tuple[int, int]]:
     """Where the sentences that hold a pair of tags begin and end; those that overlap are one."""
-    pairs = sorted(found.span() for tag in PAIR.values() for found in tag.finditer(text))
-    first = last = None
-    for begin, end in pairs:
-        begin = max(text.rfind(mark, 0, begin) for mark in ".!?\n") + 1
-        ends = [at for mark in ".!?\n" if (at := text.find(mark, end)) >= 0]
-        end = min(ends) + 1 if ends else len(text)
-        if first is None:
-            first, last = begin, end
-        elif begin < last:
-            last = max(last, end)
-        else:
-            yield first, last
-            first, last = begin, end
-    if first is not None:
+    first, last = 0, 0
+    for begin, end in sorted(span for tag in TAGS for span in _spans(text, tag, place)):
+        if begin >= last:
+            if last:
+                yield first, last
+            first = max(text.rfind(mark, last, begin) for mark in ".!?\n") + 1 or last
+        if end > last:
+            stop = re.compile(r"[.!?\n]").search(text, end)
+            last = stop.end() if stop else len(text)
+    if last:
         yield first, last
 
 
-def _only_blocks(text: str, tag: str, place: str, otherwise: str) -> None:
-    """Reject what stands beside the blocks of a tag: other tags, or text."""
-    rest = PAIR[tag].sub("", text)
-    if stray := TAG.search(rest):
-        raise Rejected("tool tags in the text", place, f"{stray[0]} without its other half")
-    if rest.strip():
-        raise Rejected(otherwise, place, f"{shown(rest.strip())} beside <{tag}>")
+def _spans(text: str, tag: str, place: str) -> Iterator[tuple[int, int]]:
+    """Where the blocks of a tag begin and end; `Rejected` for a tag without its other half."""
+    marks = list(re.finditer(f"</?{tag}>", text))
+    for position in range(0, len(marks), 2):
+        pair = marks[position : position + 2]
+        if [mark[0] for mark in pair] != [f"<{tag}>", f"</{tag}>"]:
+            raise Rejected("tool tags in the text", place, f"{pair[0][0]} without its other half")
+        yield pair[0].start(), pair[1].end()
+
+
+def _blocks(text: str, tag: str, place: str) -> tuple[list[str], list[str]]:
+    """(what the blocks of a tag hold, what is before, between and after them)"""
+    blocks, rest, start = [], [], 0
+    for first, last in _spans(text, tag, place):
+        rest.append(text[start:first])
+        blocks.append(text[first + len(tag) + 2 : last - len(tag) - 3])
+        start = last
+    return blocks, [*rest, text[start:]]
+
+
+def _nothing_beside(rest: list[str], place: str, otherwise: str) -> None:
+    for text in rest:
+        if stray := TAG.search(text):
+            raise Rejected("tool tags in the text", place, f"{stray[0]} beside the blocks")
+        if text.strip():
+            raise Rejected(otherwise, place, f"{shown(text.strip())} beside the blocks")
 
 
 def _decoded(inside: str, place: str, otherwise: str) -> object:

@@ -11,7 +11,6 @@ from course_utils.conversation import (
 )
 from course_utils.records import nulls_in
 from course_utils.sources.calls import (
-    TAG,
     calls_in,
     definitions_in,
     holds_tools,
@@ -135,9 +134,7 @@ class Draft:
             detail = "the list in <tools> is not the one that the record has beside it"
             raise Rejected("broken tool definitions", place, detail)
         self.tools = self.tools or tools
-        rest, cut = without_grammar(rest)
-        if stray := TAG.search(rest):
-            raise Rejected("tool tags in the text", place, f"{stray[0]} without its other half")
+        rest, cut = without_grammar(rest, place)
         if cut:
             self.note("call_grammar", {"cut": cut})
             detail = "sentences with tags went to the meta"
