@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import io
-from functools import partial
 
 from tools.build import ROOT, read_cells
 
@@ -18,9 +17,10 @@ def run_cell(source, names):
     """Run a cell among `names` as a notebook does; returns what it prints and displays, as text."""
     tree, printed = ast.parse(source), io.StringIO()
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    names.setdefault("display", partial(print, file=None))
+    names.setdefault("display", print)
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, "<cell>", "exec"), names)
-        if last and (value := eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)):
+        value = last and eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
+        if value is not None:
             print(repr(value))
     return printed.getvalue()
