@@ -1,24 +1,17 @@
-"""Masks against every real template that is installed, judged from outside.
+"""Masks against every real template that is installed, judged from outside (see `judging`).
 
-The judge knows nothing of how a mask is made. It renders with `apply_chat_template` what a server
-would send before each reply and what the template writes behind it, and wants exactly that back:
-these ids before, this text graded, nothing else graded, every trained reply graded once. A
-conversation may be refused, with a reason, but never be wrong.
-
-    python tests/test_masking_real.py [template ...]     prints the table of outcomes
+`python -m benchmarks.judge` prints the table of outcomes, for templates of other packages, too.
 """
 
-import json
+import copy
 import random
-import re
-import sys
-import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from chats import ALL_MARKERS, FRAGMENTS, WHOLE_TURNS
+from judging import Outcome, Views, Writer, complaints, judged
 from real_templates import names, templates, tokenizer_for
 from shapes import INJECTED, SHAPES
 
@@ -26,362 +19,17 @@ from course_utils.conversation import Conversation, Message
 from course_utils.masking import IGNORE_INDEX, MaskError, training_samples
 
 # Conversations, of all shapes with all templates, for which there must be a mask.
-EXACT_FLOOR = 2100
-
-# --- what a template writes ----------------------------------------------------------------------
-
-
-class Writer:
-    """One tokenizer with one template: what it writes, and which special tokens are the template's.
-
-    `dialect` maps the messages to another form of the same, for templates that read content as
-    parts, or reasoning from a field of another name; `options` go to the template. The template is
-    held here, since the tokenizer may be given another one.
-    """
-
-    def __init__(self, tokenizer, dialect=None, name: str = "plain", **options):
-        self.tokenizer, self.name, self.options = tokenizer, name, options
-        self.options.setdefault("chat_template", tokenizer.chat_template)
-        self.dialect = dialect or (lambda message: message)
-        tokens = {t.content: n for n, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self.ids = tokens
-        longest_first = sorted(tokens, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
-        normalizer = tokenizer.backend_tokenizer.normalizer
-        self.composes, self.has_marks = "NFC" in repr(normalizer), "▁" in repr(normalizer)
-        self.control = frozenset(tokens.values())
-
-    def render(self, messages: list[dict], tools=None, prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            [self.dialect(message) for message in messages],
-            tools=tools,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **self.options,
-        )
-
-    def plain_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def spoken(self, text: str) -> str:
-        """The text as decoding gives it back: some compose characters, some write "▁" for " "."""
-        text = text.replace("▁", " ") if self.has_marks else text
-        return unicodedata.normalize("NFC", text) if self.composes else text
-
-    def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
-
-    def calm(self, value):
-        """A message, or a part of one, with x for all that looks like a special token."""
-        if isinstance(value, str):
-            return self.pattern.sub(lambda match: re.sub(r"[^\"\\]", "x", match[0]), value)
-        if isinstance(value, dict):
-            return {key: self.calm(item) for key, item in value.items()}
-        return [self.calm(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-@dataclass
-class View:
-    """A rendered text, and where in it the template itself wrote special tokens."""
-
-    text: str
-    written: list[tuple[int, int, str]]
-
-    def controls(self, start: int = 0, end: int | None = None) -> list[str]:
-        end = len(self.text) if end is None else end
-        return [token for a, b, token in self.written if start <= a and b <= end]
-
-
-class Views:
-    """Views of one conversation's beginnings, each rendered once."""
-
-    def __init__(self, writer: Writer, conversation: Conversation):
-        self.writer, self.made = writer, {}
-        self.messages = conversation.as_messages()
-        self.calm = writer.calm(self.messages)
-        self.injected = self.calm != self.messages
-        self.tools = list(conversation.tools) or None
-
-    def __call__(self, turns: int, prompt: bool = False) -> View:
-        if (turns, prompt) not in self.made:
-            render, tools = self.writer.render, self.tools
-            text = render(self.messages[:turns], tools, prompt)
-            calm = render(self.calm[:turns], tools, prompt) if self.injected else text
-            if len(calm) != len(text):
-                raise Unclear("typed markers change what the template writes around them")
-            found = self.writer.pattern.finditer(calm)
-            self.made[turns, prompt] = View(text, [(*m.span(), m[0]) for m in found])
-        return self.made[turns, prompt]
-
-
-class Unclear(Exception):
-    """There is nothing that could be right, so whatever is not refused is wrong."""
-
-
-def farewell(writer: Writer) -> str:
-    """What the template writes behind every conversation, finished or not; mostly nothing."""
-    asked, answered = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-    try:
-        question = writer.render([asked])
-        exchange = writer.render([asked, answered])
-        longer = writer.render([asked, answered, asked])
-    except Exception:
-        return ""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(exchange, longer, strict=False)) if a != b),
-        min(len(exchange), len(longer)),
-    )
-    rest = exchange[same:]
-    return rest if question.endswith(rest) else ""
-
-
-# --- dialects ------------------------------------------------------------------------------------
-
-
-def dialects(tokenizer) -> list[Writer]:
-    """The ways of serving to judge by: the plain one, and what else the template offers.
-
-    A template may read content as a list of parts, reasoning from `thinking` or `reasoning`, the
-    arguments of a call as JSON text, or a call only where the content is None. With several, a
-    server may ask for a reply without thinking.
-    """
-    plain = Writer(tokenizer)
-
-    def shown(needle: str, *messages, **changes) -> bool:
-        writer = Writer(tokenizer, lambda message: _adapted(message, **changes))
-        try:
-            return needle in writer.render(list(messages))
-        except Exception:
-            return False
-
-    asked = {"role": "user", "content": "question"}
-    thought = {"role": "assistant", "content": "answer", "reasoning_content": "because"}
-    function = {"name": "lookup", "arguments": {"key": "value"}}
-    called = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
-    called["tool_calls"][0]["type"] = "function"
-    changes = {}
-    if not shown("question", asked) and shown("question", asked, parts=True):
-        changes["parts"] = True
-    for name in ("thinking", "reasoning"):
-        if not shown("because", asked, thought, **changes) and shown(
-            "because", asked, thought, **changes, reasoning=name
-        ):
-            changes["reasoning"] = name
-    for change in ({"json_arguments": True}, {"json_arguments": True, "no_content": True}):
-        if not shown("value", asked, called, **changes) and shown(
-            "value", asked, called, **changes, **change
-        ):
-            changes |= change
-    writers = [plain]
-    if changes:
-        said = f"adapted ({', '.join(changes)})"
-        writers.append(Writer(tokenizer, lambda message: _adapted(message, **changes), said))
-    for writer in tuple(writers):
-        quick = Writer(
-            tokenizer, writer.dialect, f"{writer.name}, without thinking", enable_thinking=False
-        )
-        try:
-            if quick.render([asked], prompt=True) != writer.render([asked], prompt=True):
-                writers.append(quick)
-        except Exception:
-            continue
-    return writers
-
-
-def _adapted(message, *, parts=False, reasoning=None, json_arguments=False, no_content=False):
-    message = dict(message)
-    if reasoning and "reasoning_content" in message:
-        message[reasoning] = message.pop("reasoning_content")
-    if parts:
-        message["content"] = [{"type": "text", "text": message["content"]}]
-    if message.get("tool_calls"):
-        if no_content and not message["content"]:
-            message["content"] = None
-        if json_arguments:
-            message["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": json.dumps(a)}}
-                for call in message["tool_calls"]
-                for a in [call["function"]["arguments"]]
-            ]
-    return message
-
-
-# --- the judge -----------------------------------------------------------------------------------
-
-
-def complaints(conversation: Conversation, samples, writer: Writer, ending: str) -> list[str]:
-    """What is wrong with the samples of a conversation; empty if they are exactly right."""
-    views = Views(writer, conversation)
-    found, graded = [], []
-    for sample in samples:
-        places = [n for n, label in enumerate(sample.labels) if label != IGNORE_INDEX]
-        runs = [n for run in sample.graded for n in range(run.start, run.end)]
-        if places != runs or any(sample.labels[n] != sample.input_ids[n] for n in places):
-            found.append("the labels are not those of the graded spans")
-        graded += [run.message for run in sample.graded]
-        try:
-            for run in sample.graded:
-                found += _run_complaints(conversation, sample, run, views, ending)
-            found += _text_complaints(conversation, sample, views, ending)
-        except Unclear as unclear:
-            found.append(str(unclear))
-        except Exception as error:  # The template's own refusal, of whatever kind.
-            found.append(f"what a server would send cannot be rendered: {error!r}"[:120])
-    trained = [n for n, m in enumerate(conversation) if m.role == "assistant" and m.train]
-    if sorted(graded) != trained:
-        found.append(f"graded are the turns {graded}, trained are {trained}")
-    return found
-
-
-def _run_complaints(conversation, sample, run, views: Views, ending: str) -> list[str]:
-    writer, found = views.writer, []
-    prompt, until = views(run.message, prompt=True), views(run.message + 1)
-    if not until.text.startswith(prompt.text):
-        return [f"turn {run.message}: the served prompt is no beginning of the trained text"]
-    before = sample.input_ids[: run.start]
-    found += _same(
-        f"turn {run.message}: before the reply", before, prompt, 0, len(prompt.text), views
-    )
-    if not views.injected and before != writer.plain_ids(prompt.text):
-        found.append(f"turn {run.message}: other ids before the reply than a server would send")
-    ids = sample.input_ids[run.start : run.end]
-    start, problems = len(prompt.text), []
-    for view, end in _ends(until, start, ending, views, len(conversation)):
-        problems.append(_same(f"turn {run.message}: graded", ids, view, start, end, views))
-    found += min(problems, key=len)
-    return found + _lost(conversation[run.message], writer.decode(ids), writer, run.message)
-
-
-def _ends(until: View, start: int, ending: str, views: Views, turns: int):
-    """Where the graded text may end: behind the last special token that the template writes.
-
-    Where the template says farewell behind every conversation, the last one before that will do.
-    Where it writes none, the reply's text is all there is, perhaps with the next turn's opening.
-    """
-    limits = {len(until.text), len(until.text) - len(ending)}
-    for limit in sorted(limits):
-        behind = [b for a, b, _ in until.written if a >= start and b <= limit]
-        yield until, behind[-1] if behind else len(until.text)
-    if not any(a >= start for a, _, _ in until.written):
-        whole = views(turns)
-        if whole.text.startswith(until.text):
-            yield from ((whole, b) for a, b, _ in whole.written if a == len(until.text))
-
-
-def _same(what: str, ids, view: View, start: int, end: int, views: Views) -> list[str]:
-    writer = views.writer
-    expected, found = writer.spoken(view.text[start:end]), writer.decode(ids)
-    problems = []
-    if found != expected:
-        at = next(
-            (n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
-            min(len(found), len(expected)),
-        )
-        at = max(0, at - 5)
-        problems.append(f"{what} stands {found[at : at + 40]!r}, not {expected[at : at + 40]!r}")
-    controls = [number for number in ids if number in writer.control]
-    if controls != [writer.ids[token] for token in view.controls(start, end)]:
-        problems.append(f"{what} stand other special tokens than the template writes")
-    return problems
-
-
-def _words(value) -> set[str]:
-    if isinstance(value, dict):
-        return {word for pair in value.items() for item in pair for word in _words(item)}
-    if isinstance(value, list | tuple):
-        return {word for item in value for word in _words(item)}
-    return set(re.findall(r"[^\W_]{2,}", value)) if isinstance(value, str) else set()
-
-
-def _lost(message: Message, text: str, writer: Writer, turn: int) -> list[str]:
-    """What of a message is missing in the text; its reasoning may be, the judge's notes tell."""
-    found, content = [], writer.spoken(message.content.split("</think>")[-1].strip())
-    forms = {content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]}
-    if not any(form in text for form in forms):
-        found.append(f"turn {turn}: the content of the {message.role} turn is lost")
-    for call in message.tool_calls:
-        wanted = _words(call["function"]) - {"name", "arguments"}
-        if not all(word in text for word in wanted):
-            found.append(f"turn {turn}: a tool call is lost, wholly or in part")
-    return found
-
-
-def _text_complaints(conversation, sample, views: Views, ending: str) -> list[str]:
-    """The sample as a whole is what the template writes, and what it writes holds every text."""
-    writer, text = views.writer, views.writer.decode(sample.input_ids)
-    last = sample.graded[-1].message
-    found = []
-    for turns in dict.fromkeys((len(conversation), *range(last + 1, len(conversation)))):
-        whole = views(turns)
-        spoken = writer.spoken(whole.text)
-        if spoken.startswith(text) and spoken[len(text) :].strip() in ("", ending.strip()):
-            controls = [n for n in sample.input_ids if n in writer.control]
-            written = [writer.ids[token] for token in whole.controls()]
-            if controls != written[: len(controls)]:
-                found.append("the sample holds special tokens that the template did not write")
-            break
-    else:
-        found.append("the sample is not what the template writes")
-    for turn, message in enumerate(conversation.messages[:last]):
-        found += _lost(message, text, writer, turn)
-    return found
-
-
-def told(problems: list[str]) -> str:
-    return "; ".join(dict.fromkeys(problems))
-
+EXACT_FLOOR = 2150
 
 # --- all shapes with all templates ---------------------------------------------------------------
-
-
-@dataclass
-class Outcome:
-    """What came of one conversation with one template."""
-
-    kind: str  # exact, refused or wrong
-    why: str = ""
-    samples: list = field(default_factory=list)
-    writer: Writer | None = None
-    notes: tuple[str, ...] = ()
 
 
 @cache
 def outcomes(name: str) -> dict[str, Outcome]:
     """Shape -> outcome, for one template."""
     tokenizer = tokenizer_for(name)
-    writers = [(writer, farewell(writer)) for writer in dialects(tokenizer)]
-    return {shape: _outcome(chat, tokenizer, writers) for shape, chat in SHAPES.items()}
-
-
-def _outcome(conversation: Conversation, tokenizer, writers) -> Outcome:
-    try:
-        samples = training_samples(conversation, tokenizer)
-    except MaskError as error:
-        return Outcome("refused", str(error))
-    except Exception as error:
-        return Outcome("wrong", f"crashed: {error!r}")
-    fewest = None
-    for writer, ending in writers:
-        problems = complaints(conversation, samples, writer, ending)
-        if fewest is None or len(problems) < len(fewest):
-            fewest, judge = problems, writer
-        if not problems:
-            return Outcome("exact", "", samples, writer, _notes(conversation, samples, writer))
-    return Outcome("wrong", told(fewest), samples, judge)
-
-
-def _notes(conversation: Conversation, samples, writer: Writer) -> tuple[str, ...]:
-    """What is exact by the template, but which one should know of."""
-    notes = [] if writer.name == "plain" else [f"served {writer.name}"]
-    runs = [(sample, run) for sample in samples for run in sample.graded]
-    texts = [writer.decode(sample.input_ids[run.start : run.end]) for sample, run in runs]
-    for (_, run), text in zip(runs, texts, strict=True):
-        thought = (conversation[run.message].reasoning or "").strip()
-        if writer.spoken(thought) not in text:
-            notes.append("reasoning not written by the template")
-    if any(sample.input_ids[run.end - 1] not in writer.control for sample, run in runs):
-        notes.append("no special token at the end of a reply")
-    return tuple(dict.fromkeys(notes))
+    writer = Writer(tokenizer)
+    return {shape: judged(chat, tokenizer, writer) for shape, chat in SHAPES.items()}
 
 
 @pytest.mark.parametrize("name", names())
@@ -453,11 +101,107 @@ def test_the_judge_notices(bug, toy):
     chat, tokenizer = SHAPES[shape], toy("chatml")
     writer = Writer(tokenizer)
     samples = training_samples(chat, tokenizer)
-    assert complaints(chat, samples, writer, "") == []
+    assert complaints(chat, samples, writer) == []
     (sample,) = samples
     run = sample.graded[-1]
     planted = plant(sample, writer, run.start, run.end)
-    assert complaints(chat, planted, writer, "") != []
+    assert complaints(chat, planted, writer) != []
+
+
+STOP_BUGS = {
+    "stop left out": lambda s, a, b: [_regraded(s, a, b - 1)],
+    "stop not in the text": lambda s, a, b: [
+        replace(_regraded(s, a, b - 1), input_ids=s.input_ids[:-1], labels=s.labels[:-1])
+    ],
+    "stop of another role": lambda s, a, b: [
+        replace(
+            s,
+            input_ids=[*s.input_ids[:-1], s.input_ids[0]],
+            labels=[*s.labels[:-1], s.input_ids[0]],
+        )
+    ],
+    "counted though stopped": lambda s, a, b: [replace(s, unstopped=1)],
+}
+
+
+@pytest.mark.parametrize("bug", STOP_BUGS)
+def test_the_judge_notices_a_missing_stop(bug):
+    """GLM writes no end of turn: the model stops with the opening of the next role's turn."""
+    chat, tokenizer = SHAPES["tool call last"], tokenizer_for("glm4moe")
+    writer = Writer(tokenizer)
+    (sample,) = training_samples(chat, tokenizer)
+    assert complaints(chat, [sample], writer) == []
+    run = sample.graded[-1]
+    assert writer.decode(sample.input_ids[run.end - 1 : run.end]) == "<|observation|>"
+    assert complaints(chat, STOP_BUGS[bug](sample, run.start, run.end), writer) != []
+
+
+# Between turns there is nothing but text, so nothing tells the model to stop.
+ENDLESS = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{% endfor %}"
+ENDLESS += "{% if add_generation_prompt %}a:{% endif %}"
+
+
+def test_a_reply_without_a_stop_is_counted(toy):
+    chat, tokenizer = SHAPES["plain"], toy(ENDLESS)
+    (sample,) = training_samples(chat, tokenizer)
+    assert sample.unstopped == 1
+    writer = Writer(tokenizer)
+    assert complaints(chat, [sample], writer) == []
+    assert complaints(chat, [replace(sample, unstopped=0)], writer) != []
+
+
+# --- stops and templates of other kinds ----------------------------------------------------------
+
+# Two tokens close a turn, and the next one is opened though nobody asked for it; tools have a
+# place. As Cohere's templates for tools do.
+TWO_CLOSERS = """
+{%- macro turn(role) %}<|START_OF_TURN_TOKEN|><|{{ role }}_TOKEN|>{% endmacro -%}
+{{ bos_token }}{% if tools %}
+    {{- turn('SYSTEM') }}{{ tools | tojson }}<|END_OF_TURN_TOKEN|>{% endif %}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {{- turn('CHATBOT') }}
+        {%- if m.tool_calls %}<|START_ACTION|>{{ m.tool_calls | tojson }}<|END_ACTION|>
+        {%- else %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}
+    {%- else %}{{ turn('USER' if m.role == 'user' else 'SYSTEM') }}{{ m.content }}{% endif %}
+    {{- '<|END_OF_TURN_TOKEN|>' }}
+{%- endfor %}{{ turn('CHATBOT') }}"""
+CLOSERS = ["START_ACTION", "END_ACTION", "START_RESPONSE", "END_RESPONSE"]
+
+
+def outcomes_of(tokenizer) -> dict[str, Outcome]:
+    writer = Writer(tokenizer)
+    found = {shape: judged(chat, tokenizer, writer) for shape, chat in SHAPES.items()}
+    assert not {shape: one.why for shape, one in found.items() if one.kind == "wrong"}
+    return found
+
+
+def stops(found: dict[str, Outcome]) -> set[tuple[str, str]]:
+    return {end for one in found.values() if one.kind == "exact" for end in one.ends}
+
+
+def test_two_closers_and_a_turn_that_is_always_open():
+    tokenizer = copy.deepcopy(tokenizer_for("cohere"))
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [f"<|{name}|>" for name in CLOSERS]},
+        replace_extra_special_tokens=False,
+    )
+    tokenizer.chat_template = TWO_CLOSERS
+    found = outcomes_of(tokenizer)
+    assert stops(found) == {("special", "<|END_OF_TURN_TOKEN|>")}
+    assert sum(one.kind == "exact" for one in found.values()) >= 40
+    for shape in ("plain", "tool call", "tool call last", "tools never called"):
+        assert found[shape].kind == "exact", found[shape].why
+
+
+def test_of_named_templates_each_chat_gets_its_own():
+    tokenizer = tokenizer_for("qwen3")
+    sources = {name: templates()[name].source for name in ("qwen2_5", "qwen3")}
+    tokenizer.chat_template = {"default": sources["qwen2_5"], "tool_use": sources["qwen3"]}
+    found = outcomes_of(tokenizer)
+    for shape, chat in SHAPES.items():
+        alone = outcomes("qwen3" if chat.tools else "qwen2_5")[shape]
+        assert (found[shape].kind, found[shape].samples) == (alone.kind, alone.samples), shape
 
 
 # --- training twins ------------------------------------------------------------------------------
@@ -471,8 +215,6 @@ HEADER = "a server sends this much of the header, so the model never writes it"
 
 # (template, kind of difference) -> why ours is right. `_training` stands for both of a pair.
 EXPLAINED: dict[tuple[str, str], str] = {
-    ("glm4moe", "grades behind: '<|user|>'"): "the twin's stop is the next turn's opening; this "
-    "template writes no end of turn, and behind the last reply there is none",
     ("diffusion_gemma", "leaves out: '<|tool_response>'"): "the original writes it behind a call "
     "that has no answer yet; it is what stops the model there",
     ("diffusion_gemma", "leaves out: '<|turn>model\\n'"): "behind a tool's answer a server sends "
@@ -482,10 +224,6 @@ EXPLAINED: dict[tuple[str, str], str] = {
     ("qwen2_5", r"grades before: '\n'"): HEADER,
     ("phi3", r"grades behind: '\n<|endoftext|>'"): "the template writes <|endoftext|> behind every "
     "conversation; the model has stopped at <|end|>",
-}
-EXPLAINED |= {
-    ("glm4moe", f"grades behind: '<|{role}|>'"): EXPLAINED["glm4moe", "grades behind: '<|user|>'"]
-    for role in ("observation", "system")
 }
 EXPLAINED |= {
     ("phi3_5", kind): why for (name, kind), why in tuple(EXPLAINED.items()) if name == "phi3"
@@ -527,13 +265,15 @@ def explanation(name: str, kind: str) -> str | None:
     return EXPLAINED.get((name.removesuffix("_training"), kind))
 
 
+@cache
 def twin_differences(name: str) -> Counter:
     """Kind of difference -> in how many replies the twin's mask differs from ours."""
     found = Counter()
+    twin = copy.copy(tokenizer_for(name))
+    twin.chat_template = templates()[name].twin
+    twin = Writer(twin)
     for shape, one in outcomes(name).items():
         if one.kind == "exact" and shape not in INJECTED:
-            options = one.writer.options | {"chat_template": templates()[name].twin}
-            twin = Writer(one.writer.tokenizer, one.writer.dialect, **options)
             # The first and the last sample will do where a long conversation makes thirty.
             for sample in one.samples[:1] + one.samples[1:][-1:]:
                 found.update(_twin_kinds(SHAPES[shape], sample, twin))
@@ -544,7 +284,7 @@ def _twin_kinds(conversation: Conversation, sample, twin: Writer):
     turns = sample.graded[-1].message + 1 if len(sample.graded) == 1 else len(conversation)
     try:
         made = twin.tokenizer.apply_chat_template(
-            [twin.dialect(message) for message in conversation.as_messages()[:turns]],
+            conversation.as_messages()[:turns],
             tools=list(conversation.tools) or None,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -580,6 +320,16 @@ def test_the_mask_is_the_training_twins(name):
         pytest.skip("no training twin")
     differences = twin_differences(name)
     assert not [kind for kind in differences if not explanation(name, kind)]
+
+
+def test_no_explanation_is_left_over():
+    met = {
+        (name.removesuffix("_training"), kind)
+        for name in names()
+        if templates()[name].twin
+        for kind in twin_differences(name)
+    }
+    assert set(EXPLAINED) <= met
 
 
 # --- special tokens typed anywhere ---------------------------------------------------------------
@@ -643,34 +393,3 @@ def _fuzz_kind(sample, views: Views, turns: int) -> str:
             written = [writer.ids[token] for token in whole.controls()]
             return "fine" if controls == written else "leak"
     return "other text"
-
-
-# --- the table -----------------------------------------------------------------------------------
-
-
-def main(chosen: list[str]) -> None:
-    """Print the outcomes of each template, why it refuses, and how its twin's mask differs."""
-    total = Counter()
-    for name in chosen or names():
-        found = outcomes(name)
-        kinds = Counter(one.kind for one in found.values())
-        total += kinds
-        print(f"{name}: {dict(kinds)}")
-        for note, count in Counter(note for one in found.values() for note in one.notes).items():
-            print(f"    note: {note}: {count}")
-        reasons = {}
-        for shape, one in found.items():
-            if one.kind != "exact":
-                reason = re.sub(r"'.*|\d+", "..", one.why) if one.kind == "refused" else one.why
-                reasons.setdefault((one.kind, reason[:300]), []).append(shape)
-        for (kind, reason), shapes in reasons.items():
-            print(f"    {kind}: {reason}: {', '.join(shapes)}")
-        if templates()[name].twin:
-            for kind, count in twin_differences(name).items():
-                known = "" if explanation(name, kind) else "UNEXPLAINED "
-                print(f"    twin {known}{kind}: {count}")
-    print(dict(total))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
