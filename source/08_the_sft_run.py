@@ -449,6 +449,7 @@ watched = [next(f for f in capitals if f.asked == asked) for asked in (True, Fal
 watching = [prompt_ids(conversation(("user", fact.question)), tokenizer) for fact in watched]
 
 
+# %%
 def ask(model, step):
     training = model.training
     model.eval()
@@ -471,11 +472,14 @@ ask(base, 0)
 # %% tags=["measured"]
 from course_utils.show.training import epoch_starts
 
+epochs = epoch_starts(len(prepared.samples), config.batch_size, config.steps)
+print("steps with which a new epoch begins:", epochs)
 
+
+# %% tags=["measured"]
 def train():
     """The base, loaded again and fine-tuned, and what each step did."""
     model, _ = load_base(name, dtype=torch.float32)
-    epochs = epoch_starts(len(prepared.samples), config.batch_size, config.steps)
     live = show.live_loss(config.steps, epochs=epochs)
 
     def on_step(step):
@@ -568,6 +572,7 @@ def mean_loss(some):
     return sum(s.loss * s.graded_tokens for s in some) / sum(s.graded_tokens for s in some)
 
 
+# %%
 by_epoch = []
 for who, done in curves.items():
     for epoch, (start, end) in enumerate(pairwise([0, *begins[who], len(done)]), 1):
