@@ -130,7 +130,7 @@ def check_room(path, size: int) -> None:
     free = shutil.disk_usage(place).free
     if size > free:
         raise OutputError(
-            f"{path} needs {size / 2**20:,.0f} MiB, and only {free / 2**20:,.0f} MiB are free. "
+            f"{path} needs {size / 2**20:,.1f} MiB, and only {free / 2**20:,.1f} MiB are free. "
             "Make room, or choose another place."
         )
     with contextlib.suppress(ImportError):
@@ -139,8 +139,8 @@ def check_room(path, size: int) -> None:
         largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if largest != resource.RLIM_INFINITY and size > largest:
             raise OutputError(
-                f"{path} needs {size / 2**20:,.0f} MiB, and this shell lets a file grow to "
-                f"{largest / 2**20:,.0f} MiB only (ulimit -f). Raise the limit."
+                f"{path} needs {size / 2**20:,.1f} MiB, and this shell lets a file grow to "
+                f"{largest / 2**20:,.1f} MiB only (ulimit -f). Raise the limit."
             )
 
 
@@ -363,14 +363,23 @@ def _acquire(path: Path, target: Path, made: list[Path]) -> _Held:
         except FileNotFoundError as error:
             why = error.strerror
             continue
-        lock = _open_lock(scratch, os.O_CREAT)
+        try:
+            lock = _open_lock(scratch, os.O_CREAT)
+        except OSError:
+            if fresh:
+                scratch.rmdir()
+            raise
         if lock is None:
             continue
         if (got := _lock(lock)) or (got is None and fresh):
             if _still_there(scratch, lock):
-                _empty(scratch, target)
-                os.truncate(lock, 0)
-                os.write(lock, os.fsencode(target.name))
+                try:
+                    _empty(scratch, target)
+                    os.truncate(lock, 0)
+                    os.write(lock, os.fsencode(target.name))
+                except OSError:
+                    _release(scratch, lock, target)
+                    raise
                 return _Held(target, lock)
             os.close(lock)
             continue

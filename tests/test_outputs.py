@@ -163,14 +163,16 @@ def test_a_full_disk_names_the_output_and_leaves_everything_as_it_was(size, tmp_
     assert path.read_text() == "old" and names(tmp_path) == ["out.txt"]
 
 
-def test_a_full_disk_is_noticed_before_the_work(tmp_path):
-    with files_of_at_most(1000):
+@pytest.mark.parametrize("size", [0, 1, 1000])  # not even the lock, a part of it, or no more
+def test_a_full_disk_is_noticed_before_the_work(size, tmp_path):
+    with files_of_at_most(size):
         for check in (check_file, check_folder):
             with pytest.raises(OutputError, match="out cannot be written: File too large"):
                 check(tmp_path / "out")
+            assert names(tmp_path) == []
     with files_of_at_most(100_000):
         check_folder(tmp_path / "out")
-        with pytest.raises(OutputError, match=r"needs 1 MiB, and .* 0 MiB only \(ulimit -f\)"):
+        with pytest.raises(OutputError, match=r"needs 1.0 MiB, and .* 0.1 MiB only \(ulimit -f\)"):
             check_room(tmp_path / "far" / "out", 2**20)
     check_room(tmp_path / "out", 2**20)
     with pytest.raises(OutputError, match="MiB are free. Make room, or choose another place"):
@@ -599,6 +601,8 @@ def test_whenever_a_signal_comes_an_output_is_whole(name, tmp_path):
     number, chance = getattr(signal, name), random.Random(name)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     path = tmp_path / "run"
+    save(path, 0, size=5)
+    write_text(tmp_path / "run.txt", "0" * 1000)
     for _ in range(5):
         writer = python(WRITER, path, **pipes)
         assert writer.stdout.readline() == "started\n"
