@@ -38,7 +38,8 @@ def main() -> None:
     _send(answers, {"ready": True})
     work = Work()
     while size := requests.read(8):
-        request = pickle.loads(requests.read(int.from_bytes(size, "big")))
+        seconds, *request = pickle.loads(requests.read(int.from_bytes(size, "big")))
+        limit_time(seconds)
         _send(answers, work.answer(*request))
 
 
@@ -93,6 +94,18 @@ def give_up_rights() -> None:
             continue
 
 
+def limit_time(seconds: float) -> None:
+    """End this process when it has used so much more of the processor's time."""
+    try:
+        import resource
+    except ImportError:  # Windows; the other side has an eye on the clock
+        return
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = int(used + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
+
+
 def _address_space() -> int:
     import resource
 
@@ -128,7 +141,7 @@ class Work:
             return {"refused": f"this conversation cannot be rendered ({said})."}
 
     def write(self, template: int, messages: list[dict], tools, prompt: bool, options: dict):
-        text = self.templates[template].write(messages, tools=tools, prompt=prompt, **options)
+        text = self.templates[template].write(messages, tools=tools, prompt=prompt, options=options)
         return {"text": _bounded(text)}
 
     def spans(self, template: int, conversation, only_last: bool, options: dict) -> dict:

@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -24,10 +25,11 @@ from weakref import WeakKeyDictionary
 from course_utils.plans import Layout, Turn
 from course_utils.rendering import ChatTemplate, MaskError, template_of
 
-SECONDS = 20  # for one conversation
-STARTING = 300  # for the process itself, on a busy machine
+SECONDS = 20  # of the processor's time, for one conversation
+WALL = 10  # times as long by the clock, on a busy machine
+STARTING = 300  # for the process itself
 LONGEST_ANSWER = 2**29  # bytes
-FORGIVEN = 2  # conversations at which a template may exceed its bounds before it is refused as such
+FORGIVEN = 2  # conversations of one request at which a template may exceed its bounds
 AHEAD = 64  # requests that wait in the process
 
 # What the process sees of the environment: no token and no password is among it.
@@ -74,21 +76,31 @@ class Process:
         self.answers: queue.SimpleQueue = queue.SimpleQueue()
         for work in (self._write, self._read):
             threading.Thread(target=work, daemon=True).start()
-        if self.receive(STARTING) is None:
+        try:
+            self.receive(STARTING)
+        except (TimeoutError, EOFError):
             self.end()
-            raise MaskError("the process in which chat templates run cannot be started.")
+            raise MaskError("the process in which chat templates run cannot be started.") from None
 
     def send(self, *request) -> None:
-        data = pickle.dumps(request)
+        data = pickle.dumps((SECONDS, *request))
         self.requests.put(len(data).to_bytes(8, "big") + data)
 
-    def receive(self, seconds: float) -> dict | None:
-        """The next answer; None if there is none in this time, or the process has ended."""
+    def receive(self, seconds: float) -> dict:
+        """The next answer; `TimeoutError` if there is none in this time, `EOFError` at the end."""
         try:
             line = self.answers.get(timeout=seconds)
-            return json.loads(line) if line.endswith(b"\n") else None
-        except (queue.Empty, ValueError):
-            return None
+        except queue.Empty:
+            raise TimeoutError from None
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return json.loads(line)
+
+    def wait(self) -> int:
+        """How the process ended, which it has or is about to."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(timeout=10)
+        return self.child.returncode or 0
 
     def end(self) -> None:
         self.requests.put(None)
@@ -145,12 +157,17 @@ class Confined:
     def __init__(self, template: ChatTemplate):
         self.template, self.specials = template, template.specials
         self.number = next(self.numbers)
-        self.exceeded = ""  # the last bound that it did not keep, once there were too many
-        self.failures = 0
 
-    def write(self, messages: list[dict], *, tools=None, prompt: bool = False, **options) -> str:
+    def write(
+        self,
+        messages: list[dict],
+        *,
+        tools=None,
+        prompt: bool = False,
+        options: dict | None = None,
+    ) -> str:
         """As `ChatTemplate.write`."""
-        (answer,) = self.ask([("write", messages, tools, prompt, options)])
+        (answer,) = self.ask([("write", messages, tools, prompt, options or {})])
         return _accepted(answer)["text"]
 
     def stops(self) -> list[str]:
@@ -175,36 +192,47 @@ class Confined:
 
     def _exchange(self, requests: Sequence[tuple]) -> list[dict]:
         answers, sent, process = [], 0, None
+        failures, blamed, waiting = 0, -1, 0
         while len(answers) < len(requests):
-            if self.failures >= FORGIVEN:
-                return answers + [{"refused": self.exceeded}] * (len(requests) - len(answers))
+            if failures >= FORGIVEN:
+                return answers + [answers[-1]] * (len(requests) - len(answers))
             if process is None:
                 process = _running()
                 if self.number not in process.templates:
                     process.templates.add(self.number)
                     process.send("template", self.number, self.template)
-                    process.receive(SECONDS)
+                    waiting = 1  # for its answer
             while sent < min(len(requests), len(answers) + AHEAD):
                 kind, *arguments = requests[sent]
                 process.send(kind, self.number, *arguments)
                 sent += 1
-            answer = process.receive(SECONDS)
-            if answer is None or answer.get("spent"):
-                gone = process.child.poll() is not None
-                self.failures += 1
-                self.exceeded = answer["refused"] if answer else _exceeded(gone)
-                answers.append({"refused": self.exceeded})
-                _end()
-                process, sent = None, len(answers)
+            try:
+                answer = process.receive(WALL * SECONDS)
+                if waiting:
+                    waiting = 0
+                    continue
+                if not answer.get("spent"):
+                    answers.append(_with_plan(process, answer))
+                    continue
+            except TimeoutError:
+                answer = {"refused": ENDLESS.format(SECONDS)}
+            except (EOFError, ValueError):
+                answer = None
+            ended = process.child.returncode if answer else process.wait()
+            _end()
+            process, waiting, sent = None, 0, len(answers)
+            if answer is None and ended != -XCPU and blamed < len(answers):
+                blamed = len(answers)  # somebody else may have ended it: once more
                 continue
-            answers.append(_with_plan(process, answer))
+            failures += 1
+            spent = ENDLESS.format(SECONDS) if ended == -XCPU else BROKEN
+            answers.append({"refused": answer["refused"] if answer else spent})
         return answers
 
 
-def _exceeded(gone: bool) -> str:
-    if gone:
-        return "the chat template broke the process that it ran in (it may need too much memory)."
-    return f"the chat template did not come to an end within {SECONDS} seconds."
+ENDLESS = "the chat template did not come to an end within {} seconds."
+BROKEN = "the chat template broke the process that it ran in (it may need too much memory)."
+XCPU = getattr(signal, "SIGXCPU", 0)  # what ends a process at its limit of the processor's time
 
 
 def _with_plan(process: Process, answer: dict) -> dict:
@@ -246,4 +274,5 @@ def render_template(
     `options` go to the template: `enable_thinking=False`, `date_string=...`. Raises `MaskError`
     where there is no template, or where it refuses these messages.
     """
-    return confined(tokenizer).write(messages, tools=tools, prompt=add_generation_prompt, **options)
+    prompt = add_generation_prompt
+    return confined(tokenizer).write(messages, tools=tools, prompt=prompt, options=options)

@@ -68,9 +68,14 @@ class PieceEncoder:
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, none of them a special token's."""
-        if self.fast is not None:
+        if self.fast is None:
+            return _batch(self.ordinary, texts)
+        try:
             return [self._encode_fast(text) for text in texts]
-        return _batch(self.ordinary, texts)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # tiktoken's panics are no Exceptions; a million spaces cause one
+            return _batch(self.ordinary, texts)
 
     def ends(self, text: str) -> set[int]:
         """The characters of the text at which a token ends, and 0."""
@@ -89,8 +94,17 @@ class PieceEncoder:
         return self.fast(text)
 
     def _same_in_pieces(self) -> bool:
-        """Does a piece between two special tokens have the same ids alone and in the whole?"""
-        tokens = [token for token in self.special_tokens if token.strip() == token][:4]
+        """Does a piece between two special tokens have the same ids alone and in the whole?
+
+        A token that is told to take the white space beside it is tried always, of the others a few.
+        """
+        odd = {
+            token["content"]
+            for token in self.backends.described["added_tokens"]
+            if token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"]
+        }
+        tokens = [token for token in self.special_tokens if token.strip() == token]
+        tokens = tokens[:4] + [token for token in tokens[4:] if token in odd]
         for piece in ("a", " a", "\na", "a ", "a\n", " ", "\n\n", "A 1"):
             for token in tokens:
                 (whole,) = _batch(self.marked, [token + piece + token + piece])

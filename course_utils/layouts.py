@@ -22,11 +22,14 @@ from course_utils.rendering import ChatTemplate, MaskError, said_by
 from course_utils.rerendering import TOOLS_IGNORED, check_names, uninvited_prompt
 from course_utils.shapes import map_texts, shape
 from course_utils.tokenizers import special_pattern
-from course_utils.watching import Record, Unwatchable, watched_template
+from course_utils.watching import Record, Unwatchable, read_by, watched_template
 
 # Up to this many replies every prompt is rendered to prove the plan. In longer conversations the
-# middle ones are proven by standing between the same pieces of the template as proven ones.
-PROVEN_FIRST, PROVEN_LAST = 16, 4
+# middle ones may be proven by being between the same pieces of the template as proven ones, if the
+# template does nothing with the texts of a beginning that it does not do with them in the whole.
+PROVEN_FIRST, PROVEN_LAST, PROVEN_OF_A_KIND = 96, 4, 2
+# How many of a conversation's prompts are compared with the template's.
+COMPARED_PROMPTS = 16
 # For so many conversations of each plan the prompts are rendered, too, and compared.
 PROMPTS_COMPARED = 3
 # Plans kept for one shape (the template's answers tell them apart), and shapes kept.
@@ -50,11 +53,18 @@ class Planner:
         self.uninvited = uninvited_prompt(template, options, tools=tools)
         self.watched, self.reason = None, ""
         try:
+            if unread := set(options) - read_by(source):
+                raise MaskError(
+                    f"the chat template reads no option {', '.join(sorted(unread))}, so it would "
+                    "change nothing. Leave it out, or correct its name."
+                )
             self.watched = watched_template(source)
         except Unwatchable as error:
             self.reason = str(error)
         except RecursionError:
             raise MaskError("the chat template is nested too deeply to be read.") from None
+        except MaskError:
+            raise
         except Exception as error:  # Jinja's parser may raise anything on a broken template
             raise MaskError(f"the chat template cannot be read: {said_by(error)}") from None
 
@@ -112,10 +122,13 @@ class Planner:
         check_names(conversation, self.specials)
         record = Record(texts)
         run = Run(self, record, conversation)
-        proven = replies
-        if len(replies) > PROVEN_FIRST + PROVEN_LAST:
-            proven = replies[:PROVEN_FIRST] + replies[-PROVEN_LAST:]
+        proven = proven_of(replies, shape(conversation)[0])
         whole = run.text(len(conversation))
+        taken = len(record.steps)
+        for reply in proven:
+            run.text(reply + 1), run.text(reply, prompt=True)
+        if len(record.steps) > taken:
+            proven = replies  # a beginning makes the template ask what the whole does not
         check_tools(run, whole)
         together = all(
             whole.startswith(longer) and longer.startswith(run.text(reply, prompt=True))
@@ -167,13 +180,14 @@ class Planner:
         for the first conversations of a plan; for later ones they follow from the same answers.
         """
         messages = conversation.as_messages()
-        options = dict(self.options, tools=list(conversation.tools))
+        given = {"tools": list(conversation.tools), "options": self.options}
         for layout in plan.layouts:
             text = fill(layout.marked, values)
-            expected = self.template.write(messages[: layout.messages], **options)
+            expected = self.template.write(messages[: layout.messages], **given)
             same = text == expected.removesuffix(self.uninvited) + layout.added
-            for turn in layout.turns[: PROVEN_FIRST if plan.compared < PROMPTS_COMPARED else 0]:
-                prompt = self.template.write(messages[: turn.message], prompt=True, **options)
+            compared = COMPARED_PROMPTS if plan.compared < PROMPTS_COMPARED else 0
+            for turn in layout.turns[:compared]:
+                prompt = self.template.write(messages[: turn.message], prompt=True, **given)
                 same = same and fill(layout.marked[: turn.start], values) == prompt
             if not same:
                 raise Unwatchable("the template does not write what it was seen to write")
@@ -219,7 +233,7 @@ class Run:
                 self.conversation.as_messages()[: len(messages)],
                 prompt=prompt,
                 tools=self.tools,
-                **self.planner.options,
+                options=self.planner.options,
             )
             raise Unwatchable(str(error)) from None
         return text if prompt else text.removesuffix(self.planner.uninvited)
@@ -245,6 +259,18 @@ class Run:
             return ""
         opening = self.planner.specials.match(longer, last + 1 + len(tail))
         return opening[0] if opening else ""
+
+
+def proven_of(replies: list[int], structure: tuple) -> list[int]:
+    """The replies whose prompts are rendered: all, or of very many the first, the last, and some of
+    each kind (what comes before them, and what they hold besides text)."""
+    if len(replies) <= PROVEN_FIRST + PROVEN_LAST:
+        return replies
+    kinds: dict[tuple, list[int]] = {}
+    for reply in replies:
+        kinds.setdefault(structure[max(reply - 2, 0) : reply + 1], []).append(reply)
+    some = [n for kind in kinds.values() for n in kind[:PROVEN_OF_A_KIND]]
+    return sorted({*replies[:PROVEN_FIRST], *replies[-PROVEN_LAST:], *some})
 
 
 def check_tools(run: Run, whole: str) -> None:

@@ -240,8 +240,11 @@ def _outcomes(
     chunk: list[Conversation], drafts: list, make, options: Options
 ) -> list[list[Sample] | MaskError]:
     ready = [draft for draft in drafts if isinstance(draft, Draft)]
-    encoded = iter(_refusing(None, make.encode, ready) if ready else ())
-    outcomes = []
+    encoded = _refusing(None, make.encode, ready) if ready else []
+    if isinstance(encoded, MaskError):  # one of them is to blame
+        encoded = [_refusing(None, make.encode, [draft]) for draft in ready]
+        encoded = [found if isinstance(found, MaskError) else found[0] for found in encoded]
+    encoded, outcomes = iter(encoded), []
     for chat, draft in zip(chunk, drafts, strict=True):
         if isinstance(draft, Draft):
             draft = _refusing(chat, draft.samples, chat, next(encoded))
@@ -269,7 +272,9 @@ def _refusing(chat: Conversation | None, make, *arguments):
         return make(*arguments)
     except (MaskError, TemplateError, TokenizerError) as error:
         said = str(error)
-    except Exception as error:  # one bad conversation must not end a data set
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # one bad conversation must not end a data set
         said = f"this conversation cannot be masked ({type(error).__name__}: {said_by(error)})."
     named = chat is not None and chat.id is not None
     refusal = MaskError(f"conversation {chat.id!r}: {said}" if named else said)
@@ -289,7 +294,9 @@ class Draft:
         return [text for assembly in self.assemblies for text in assembly.texts(self.values)]
 
     def samples(self, chat: Conversation, encoded: list[list[int]]) -> list[Sample]:
-        """The samples, from the ids of `texts`."""
+        """The samples, from the ids of `texts`, or from the error that says why there are none."""
+        if isinstance(encoded, MaskError):
+            raise encoded
         encoded, samples = iter(encoded), []
         for assembly, unstopped in zip(self.assemblies, self.unstopped, strict=True):
             ids, edges = assembly.finish(self.values, encoded)

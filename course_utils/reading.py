@@ -98,19 +98,19 @@ class Reader:
 
     def answer(self, text: str, start: int, stop: int, message: int) -> int:
         """Behind the reasoning: behind the last </think>, or the last mark of the reasoning."""
-        position = start
-        if self.conversation[message].reasoning is not None:
-            reasoning = self.fields(message)[1]
-            own = [place for place in self.marks(text, start, message, reasoning) if place < stop]
-            later = [p for p in self.marks(text, start, message) if own and p > own[-1]]
-            if own:
-                position = later[0] if later else own[-1] + 1
         closing = text.rfind("</think>", start, stop)
         if closing >= 0:
             closing += len("</think>")
             while closing < stop and text[closing].isspace():
                 closing += 1
-        return max(position, closing)
+        own = []
+        if self.conversation[message].reasoning is not None:
+            reasoning = self.fields(message)[1]
+            own = [place for place in self.marks(text, start, message, reasoning) if place < stop]
+        if not own or closing > own[-1]:
+            return max(start, closing)
+        later = [place for place in self.marks(text, start, message) if place > own[-1]]
+        return later[0] if later else own[-1] + 1
 
     def content_field(self, message: int) -> int:
         """The number of a message's content, which comes first among its texts."""

@@ -38,8 +38,17 @@ class ChatTemplate:
             "'default'. Set tokenizer.chat_template to the one that you serve with."
         )
 
-    def write(self, messages: list[dict], *, tools=None, prompt: bool = False, **options) -> str:
+    def write(
+        self,
+        messages: list[dict],
+        *,
+        tools=None,
+        prompt: bool = False,
+        options: dict | None = None,
+    ) -> str:
         """The text of a chat as transformers writes it; with `prompt`, the generation prompt too.
+
+        options: what the template is given besides, such as {"enable_thinking": False}
 
         Raises `MaskError` where the template refuses, fails, or needs too much memory.
         """
@@ -52,7 +61,7 @@ class ChatTemplate:
                 tools=tools or None,
                 chat_template=source,
                 add_generation_prompt=prompt,
-                **self.variables | options,
+                **self.variables | (options or {}),
             )
         except MemoryError:
             raise

@@ -79,7 +79,10 @@ def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) 
     check_names(conversation, special_pattern(specials))
     messages = guarded(conversation, specials).as_messages()
     text = confined(tokenizer).write(
-        messages, tools=list(conversation.tools), prompt=True, **conversation.template_options
+        messages,
+        tools=list(conversation.tools),
+        prompt=True,
+        options=conversation.template_options,
     )
     return encode(tokenizer, text).ids
 

@@ -40,9 +40,9 @@ def rendered_spans(
         )
     specials = template.specials
     check_names(conversation, special_pattern(specials))
-    options = dict(options or {}, tools=list(conversation.tools))
     messages = guarded(conversation, specials).as_messages()
     uninvited = uninvited_prompt(template, options, tools=bool(conversation.tools))
+    options = {"options": options or {}, "tools": list(conversation.tools)}
     whole = template.write(messages, **options).removesuffix(uninvited)
     if conversation.tools:
         _check_tools(template, messages, options, whole + uninvited)
@@ -238,7 +238,7 @@ def uninvited_prompt(
     finished one too. In a training sample that would be a header with nothing after it.
     """
     question, reply = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-    known = dict(options or {}, tools=[PROBE_TOOL] if tools else [])
+    known = {"options": options or {}, "tools": [PROBE_TOOL] if tools else []}
     try:
         asked = template.write([question], prompt=True, **known)
         if asked != template.write([question], **known):

@@ -60,7 +60,7 @@ class Record:
             raise Unwatchable("the template takes too many steps with the texts")
         return Watched(chr(FIRST_MARK + number))
 
-    def write(self, template, **variables) -> str:
+    def write(self, template, /, **variables) -> str:
         """What `template`, a `watched_template`, writes; the variables may hold watched texts."""
         with self.watching():
             return "".join(str.__str__(piece) for piece in template.generate(**variables))
@@ -302,6 +302,14 @@ def watched_template(source: str):
     }
     environment.tests = {**original.tests, "in": environment.holds}
     return environment.from_string(source)
+
+
+def read_by(source: str) -> set[str]:
+    """The variables that a template reads and does not set itself."""
+    from jinja2.meta import find_undeclared_variables
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return find_undeclared_variables(_compile_jinja_template("").environment.parse(source))
 
 
 def concat(pieces):

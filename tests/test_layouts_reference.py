@@ -81,7 +81,7 @@ def long_chat(turns, family):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("turns", [23, 49, 65, 70])
+@pytest.mark.parametrize("turns", [23, 70, 104, 131])
 def test_long_conversations_have_the_labels_of_the_reference(family, turns, toy):
     tokenizer, chat = toy(family), long_chat(turns, family)
     (sample,) = training_samples(chat, tokenizer)
