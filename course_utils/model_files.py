@@ -120,6 +120,12 @@ def check_settings(path: Path) -> None:
                 f"{path} names a weights file of its own ({value!r}). Call it {WEIGHTS} and take "
                 "transformers_weights out."
             )
+        if key in ("configuration_files", "fast_tokenizer_files") and any(
+            map(os.path.dirname, _texts(value))
+        ):
+            raise CheckpointError(
+                f"{path} names files that are not beside it: {key} is {value!r}. Take them out."
+            )
         if key.endswith("_implementation") and any("/" in text for text in _texts(value)):
             raise CheckpointError(
                 f"{path} asks for code from the Hub: {key} is {value!r}. Take that entry out."
@@ -163,4 +169,6 @@ def _entries(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _texts(value: object) -> list[str]:
-    return [text for text in (value, *dict(_entries(value)).values()) if isinstance(text, str)]
+    """The text itself, those of a list, or those among the values of an object."""
+    inner = value if isinstance(value, list) else [value, *dict(_entries(value)).values()]
+    return [text for text in inner if isinstance(text, str)]

@@ -123,6 +123,12 @@ CODE_IN_WEIGHTS = {
         (f / "model.safetensors.index.json").write_text("[]"),
     ),
     "adapter": lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}'),
+    "settings elsewhere": lambda f: edit(
+        f / "config.json", configuration_files=["../config.4.json"]
+    ),
+    "vocabulary elsewhere": lambda f: edit(
+        f / "tokenizer_config.json", fast_tokenizer_files=["/tmp/tokenizer.4.0.0.json"]
+    ),
     "weights elsewhere": lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"),
     "pickle under safetensors' name": lambda f: (f / "model.safetensors").write_bytes(
         pickle.dumps(Evil(f.parent / "ran"))
