@@ -4,6 +4,7 @@
 and transformers are imported by the functions that need them.
 """
 
+from course_utils import commands as commands  # first: Ctrl-C is a clean end from here on
 from course_utils.conversation import (
     Conversation,
     ConversationError,

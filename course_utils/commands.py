@@ -308,3 +308,12 @@ def _deaf() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, *ASKING):
             signal.signal(number, signal.SIG_IGN)
+
+
+def _before_the_work(kind, error, trace) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # `python -m course_utils.X` is importing this package
+    sys.excepthook = _before_the_work

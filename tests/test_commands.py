@@ -777,3 +777,21 @@ def test_a_command_that_is_interrupted(command, number, place):
     assert program.returncode == 128 + number, err
     assert "Traceback" not in err and "before it was done." in err
     assert contents(place) == before
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'course_utils.masking':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Hook())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "course_utils.audit", "chats.jsonl"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    )
+    assert done.returncode == -signal.SIGINT and done.stdout == done.stderr == ""
