@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from course_utils.manifests import CheckpointError, sha256, verify_manifest, write_manifest
-from course_utils.model_files import MUST_HOLD, check_model, is_folder
+from course_utils.model_files import MUST_HOLD, check_hub_cache, check_model, is_folder
 from course_utils.templates import FAMILIES, chat_template
 from course_utils.tokenizers import cache_folder, reach_hub, special_tokens
 
@@ -164,6 +164,7 @@ def load_checkpoint(source: str | Path, dtype=None, device=None):
         model, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **trust
         )
+        check_hub_cache(str(source), revision)
         check_weights(model, found, source)
     except (MemoryError, CheckpointError):
         raise

@@ -61,6 +61,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_is(path: Path, announced: str) -> bool | None:
+    """Is a file's content what its hash says? None if `announced` is no hash of a content.
+
+    The Hub announces the SHA-256 of a large file, and for a small one git's id of it.
+    """
+    if re.fullmatch("[0-9a-f]{64}", announced):
+        return sha256(path) == announced
+    if re.fullmatch("[0-9a-f]{40}", announced):
+        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                found.update(piece)
+        return found.hexdigest() == announced
+    return None
+
+
 def _files(folder: Path) -> list[str]:
     """The names of everything in `folder` that is not itself a folder, sorted; "a/b" for nested."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from course_utils.manifests import MANIFEST, CheckpointError, verify_manifest
+from course_utils.manifests import MANIFEST, CheckpointError, content_is, verify_manifest
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -99,6 +99,27 @@ def check_hub_is_data(repo: str, *, local_files_only: bool = False) -> str | Non
         else:
             check_settings(Path(path))
     return commit
+
+
+def check_hub_cache(repo: str, commit: str | None) -> None:
+    """Raise `CheckpointError` if a large file that the Hub gave is not what it gave any more.
+
+    Its own client stores such a file under its SHA-256 and compares nothing when it uses it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if commit is None:
+        return
+    found = (try_to_load_from_cache(repo, name, revision=commit) for name in ASKED_OF_THE_HUB)
+    snapshot = next((Path(path).parent for path in found if isinstance(path, str)), None)
+    for path in sorted(snapshot.glob("*")) if snapshot else ():
+        content = path.resolve()
+        read = path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja")
+        if read and len(content.name) == 64 and content_is(content, content.name) is False:
+            raise CheckpointError(
+                f"{path} has changed since it was fetched from the Hub. Delete {content} to fetch "
+                "it again."
+            )
 
 
 def check_settings(path: Path) -> None:

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from course_utils.manifests import CheckpointError
-from course_utils.model_files import check_model, is_folder
+from course_utils.model_files import check_hub_cache, check_model, is_folder
 
 # A character of Unicode's private use area, so no text means anything by it.
 GUARD = "\ue000"
@@ -345,13 +345,15 @@ def _pretrained(name: str | Path, **options):
 
     revision = check_model(name, **options)
     # Some of these files ask for the clean-up, which takes spaces out of decoded text.
-    return AutoTokenizer.from_pretrained(
+    tokenizer = AutoTokenizer.from_pretrained(
         name,
         clean_up_tokenization_spaces=False,
         trust_remote_code=False,
         revision=revision,
         **options,
     )
+    check_hub_cache(str(name), revision)
+    return tokenizer
 
 
 def _from_hub(name: str):

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from hashlib import sha1
 from pathlib import Path
 
 import pytest
@@ -158,7 +157,9 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", "0" * 40)
         if content is None:
             self.send_header("X-Error-Code", "EntryNotFound" if found else "RepoNotFound")
-        self.send_header("ETag", f'"{sha1(content or b"").hexdigest()}"')
+        large = path.endswith((".safetensors", "tokenizer.json"))
+        named = hashlib.sha256 if large else hashlib.sha1
+        self.send_header("ETag", f'"{named(content or b"").hexdigest()}"')
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
         if self.command == "GET":
@@ -243,6 +244,33 @@ def test_code_on_the_hub_is_refused_before_it_is_fetched(name, tiny_base, tmp_pa
     assert all(f"{name} has auto_map" in line for line in (by_model, by_tokenizer))
     assert not marker.exists()
     assert not any(path.endswith((".py", ".safetensors")) for path in asked)
+
+
+TAMPERED = """
+import sys
+from pathlib import Path
+from course_utils.checkpoints import CheckpointError, load_base
+from course_utils.tokenizers import TokenizerError, load_tokenizer
+from huggingface_hub import try_to_load_from_cache
+load_base("course/tiny")
+path = Path(try_to_load_from_cache("course/tiny", sys.argv[1]))
+content = path.read_bytes()
+path.write_bytes(content.replace(b"\\n", b" ") if path.suffix == ".json" else content[:-1] + b"@")
+for load in (load_base, load_tokenizer):
+    try:
+        load("course/tiny")
+        print("loaded")
+    except (CheckpointError, TokenizerError) as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_large_file_of_the_hub_that_changed_in_the_cache_is_refused(name, tiny_base, tmp_path):
+    script = TAMPERED.replace("sys.argv[1]", repr(name))
+    said, _ = ask_the_hub(script, tiny_base, tmp_path)
+    refused = said.splitlines()[0]
+    assert f"{name} has changed since it was fetched from the Hub. Delete " in refused, said
 
 
 def test_an_index_on_the_hub_that_names_a_pickle_is_refused(tiny_base, tmp_path):

@@ -5,16 +5,11 @@ memory however long it is, and compares sizes only. Here a file is written to di
 never beyond its announced size, and its content is compared with the hash that the Hub announces.
 """
 
-import hashlib
-import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import BinaryIO
-
-from course_utils.manifests import sha256
 
 LARGEST = 2**30  # bytes of a file, whatever is announced
 # Bytes received per byte of a file before a download that breaks again and again is given up.
@@ -147,19 +142,3 @@ def _open(session, url: str, headers: dict, timeout: float, start: int):
 def _broke_off(error: Exception) -> bool:
     """httpx in one release of huggingface_hub is httpx2 in the next, so by its errors' names."""
     return "TransportError" in {kind.__name__ for kind in type(error).__mro__}
-
-
-def content_is(path: Path, announced: str) -> bool | None:
-    """Is a file's content what its hash says? None if `announced` is no hash of a content.
-
-    The Hub announces the SHA-256 of a large file, and for a small one git's id of it.
-    """
-    if re.fullmatch("[0-9a-f]{64}", announced):
-        return sha256(path) == announced
-    if re.fullmatch("[0-9a-f]{40}", announced):
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                found.update(piece)
-        return found.hexdigest() == announced
-    return None

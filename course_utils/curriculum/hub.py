@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from course_utils.conversation import Conversation
-from course_utils.curriculum.download import LARGEST, HubError, content_is, receive, within
+from course_utils.curriculum.download import LARGEST, HubError, receive, within
 from course_utils.curriculum.tasks import LETTERS, equation_holds, multiple_choice_question
-from course_utils.manifests import sha256
+from course_utils.manifests import content_is, sha256
 from course_utils.sources import Rejection, Report, convert
 
 INSTALL = 'pip install -e ".[hub]" in the course folder'
