@@ -333,14 +333,24 @@ def _reserved(path, overwrite, inputs, *, folder: bool, parents: bool) -> Iterat
             _clean_up_after_others(target)
         yield held
     finally:
-        if held is None or held.owner[0] == os.getpid():
-            with _undisturbed():
-                if held:
-                    _held.pop(target, None)
-                    _release(held.scratch, held.lock, target)
-                for folder in reversed(made):
-                    with contextlib.suppress(OSError):  # it is in use by now
-                        folder.rmdir()
+        try:
+            _let_go(held, made)
+        except BaseException:  # a signal in the moment before it could wait: once more
+            _let_go(held, made)
+            raise
+
+
+def _let_go(held: _Held | None, made: list[Path]) -> None:
+    """Give up a place, if that has not been done, and remove the parents that hold nothing."""
+    if held and held.owner[0] != os.getpid():
+        return  # a child that was forked in the block
+    with _undisturbed():
+        if held and _held.get(held.target) is held:
+            del _held[held.target]
+            _release(held.scratch, held.lock, held.target)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # it is in use by now
+                folder.rmdir()
 
 
 def _scratch(target: Path) -> Path:
@@ -571,14 +581,14 @@ def _undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    came, former = [], {}
+    came = []
     try:
-        for number in ENDING:
-            if signal.getsignal(number) is not None:
-                former[number] = signal.signal(number, lambda number, _: came.append(number))
-        yield
+        with contextlib.ExitStack() as restoring:
+            for number in ENDING:
+                if (handler := signal.getsignal(number)) is not None:
+                    restoring.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda number, _: came.append(number))
+            yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
         for number in came[:1]:
             signal.raise_signal(number)

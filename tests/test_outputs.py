@@ -592,7 +592,7 @@ def work(options):
     for number in range(100_000):
         save(Path(sys.argv[1]), number, size=5, overwrite=True)
         write_text(sys.argv[1] + ".txt", str(number) * 1000, overwrite=True)
-raise SystemExit(commands.run(commands.Parser(prog="writer", exits={}), work, []))
+commands.leave(commands.run(commands.Parser(prog="writer", exits={}), work, []))
 """
 
 
