@@ -127,7 +127,7 @@ CODE_IN_WEIGHTS = {
         f / "config.json", configuration_files=["../config.4.json"]
     ),
     "vocabulary elsewhere": lambda f: edit(
-        f / "tokenizer_config.json", fast_tokenizer_files=["/tmp/tokenizer.4.0.0.json"]
+        f / "tokenizer_config.json", fast_tokenizer_files=["/elsewhere/tokenizer.4.0.0.json"]
     ),
     "weights elsewhere": lambda f: edit(f / "config.json", transformers_weights="../x.safetensors"),
     "pickle under safetensors' name": lambda f: (f / "model.safetensors").write_bytes(
