@@ -10,6 +10,7 @@ import contextlib
 import json
 import pickle
 import sys
+import time
 from collections import OrderedDict
 from dataclasses import astuple
 from itertools import count
@@ -22,12 +23,13 @@ from course_utils.rerendering import PROBE_TOOL, STEERED, rendered_spans
 from course_utils.tokenizers import guard, special_pattern, unguard
 from course_utils.watching import FIRST_MARK, Unwatchable
 
+RUNS = 15  # times the limit of one run that all runs for one conversation may take
 MEMORY = 2**31  # bytes that templates may take
 LONGEST = 2**26  # characters of one text
 KEPT_PLANNERS = 64
 
 # Mistral wants ids of nine letters and digits.
-PROBE_CALL = {"id": "c00000000", "function": {"name": "probe", "arguments": {}}}
+PROBE_CALL = {"id": "c00000000", "function": {"name": "probe", "arguments": {"of": "x"}}}
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
     work = Work()
     while size := requests.read(8):
         seconds, *request = pickle.loads(requests.read(int.from_bytes(size, "big")))
-        limit_time(seconds)
+        Limited.begin(seconds, answers)
         _send(answers, work.answer(*request))
 
 
@@ -94,15 +96,33 @@ def give_up_rights() -> None:
             continue
 
 
-def limit_time(seconds: float) -> None:
-    """End this process when it has used so much more of the processor's time."""
+class Limited(ChatTemplate):
+    """A template that has so many seconds of the processor's time for each of its runs."""
+
+    seconds, started, said, answers = 0.0, 0.0, 0.0, None
+
+    @classmethod
+    def begin(cls, seconds: float, answers) -> None:
+        """A new conversation, for which it has `RUNS` times as long."""
+        cls.seconds, cls.answers = seconds, answers
+        cls.started, cls.said = time.process_time(), time.monotonic()
+
+    def begin_run(self) -> None:
+        now = time.monotonic()
+        if self.answers is not None and now > self.said + 1:
+            Limited.said = now
+            _send(self.answers, {"busy": True})
+        limit_time(min(time.process_time() + self.seconds, self.started + RUNS * self.seconds))
+
+
+def limit_time(end: float) -> None:
+    """End this process when it has used so many seconds of the processor's time in all."""
     try:
         import resource
     except ImportError:  # Windows; the other side has an eye on the clock
         return
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = int(used + seconds) + 1
+    soft = int(end) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
 
 
@@ -116,6 +136,30 @@ def _address_space() -> int:
         return 2**33
 
 
+def from_plain_data(messages: list[tuple], tools: tuple, options: dict) -> Conversation:
+    """The conversation that `confinement.as_plain_data` took apart, which was checked there."""
+
+    def unchecked(kind, **fields):
+        made = object.__new__(kind)
+        vars(made).update(fields)
+        return made
+
+    names = ("role", "content", "reasoning", "tool_calls", "name", "tool_call_id", "train")
+    turns = [
+        unchecked(Message, weight=1.0, **dict(zip(names, values, strict=True)))
+        for values in messages
+    ]
+    return unchecked(
+        Conversation,
+        messages=tuple(turns),
+        id=None,
+        tags=(),
+        meta={},
+        tools=tools,
+        template_options=options,
+    )
+
+
 class Work:
     """Answers requests: what a template writes, and plans for conversations."""
 
@@ -127,7 +171,7 @@ class Work:
     def answer(self, kind: str, template: int, *arguments) -> dict:
         try:
             if kind == "template":
-                self.templates[template] = arguments[0]
+                self.templates[template] = Limited(*arguments)
                 return {}
             return getattr(self, kind)(template, *arguments)
         except MaskError as error:
@@ -161,6 +205,7 @@ class Work:
         piecewise: bool,
     ) -> dict:
         """The plan for a conversation and the values that fill it; or the spans of its samples."""
+        conversation = from_plain_data(*conversation)
         planner = self._planner(template, bool(conversation.tools), options)
         try:
             if not piecewise:
@@ -184,7 +229,12 @@ class Work:
         if not plan.sent:
             plan.sent = True
             made["layouts"] = [
-                (layout.marked, [astuple(turn) for turn in layout.turns], layout.messages)
+                (
+                    layout.marked,
+                    [astuple(turn) for turn in layout.turns],
+                    layout.messages,
+                    layout.unstopped,
+                )
                 for layout in plan.layouts
             ]
         if planner.dropped:
@@ -214,7 +264,7 @@ class Work:
                     # Some write two tokens, of which a server stops at the first.
                     tail = layout.marked[marks[-1] + 1 : turn.end]
                     stops = special_pattern(self.templates[template].specials).findall(tail)
-                    found += stops or [layout.marked[turn.stop : turn.end]]
+                    found += stops[:1] + stops[-1:] or [layout.marked[turn.stop : turn.end]]
         return {"stops": list(dict.fromkeys(stop for stop in found if stop))}
 
     def _planner(self, template: int, tools: bool, options: dict) -> Planner:

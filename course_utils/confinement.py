@@ -4,8 +4,7 @@ A template comes with a checkpoint from anywhere, and it is a program. Jinja's s
 Python's internals; it does not keep it from running forever, from filling the memory, or from using
 a hole in the sandbox that nobody has found yet. An operating system does. So every template runs in
 one process, started on first use, that has given up its rights; where it needs longer than
-`SECONDS` for one conversation, or more memory than it may have, it is ended and the conversation is
-refused.
+`SECONDS` for one run, or more memory than it may have, it is ended and the conversation is refused.
 """
 
 import atexit
@@ -22,10 +21,11 @@ from collections.abc import Sequence
 from itertools import count
 from weakref import WeakKeyDictionary
 
+from course_utils.conversation import Conversation
 from course_utils.plans import Layout, Turn
 from course_utils.rendering import ChatTemplate, MaskError, template_of
 
-SECONDS = 20  # of the processor's time, for one conversation
+SECONDS = 20  # of the processor's time, for one run of a template
 WALL = 10  # times as long by the clock, on a busy machine
 STARTING = 300  # for the process itself
 LONGEST_ANSWER = 2**29  # bytes
@@ -40,13 +40,40 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 _START += "from course_utils.confined import main; main()"
 
 
+def as_plain_data(chat: Conversation) -> tuple:
+    """What a template can see of a conversation, in Python's own types: nothing else is sent."""
+
+    def exact(value):
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, dict):
+            return {exact(key): exact(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [exact(item) for item in value]
+        return value
+
+    messages = [
+        (
+            str.__str__(message.role),
+            str.__str__(message.content),
+            exact(message.reasoning),
+            tuple(map(exact, message.tool_calls)),
+            exact(message.name),
+            exact(message.tool_call_id),
+            bool(message.train),
+        )
+        for message in chat.messages
+    ]
+    return messages, tuple(map(exact, chat.tools)), exact(dict(chat.template_options))
+
+
 class KnownPlan:
     """The layouts of a plan that the process made, and what is made of them here."""
 
     def __init__(self, layouts: list):
         self.layouts = [
-            Layout(marked, tuple(Turn(*turn) for turn in turns), messages)
-            for marked, turns, messages in layouts
+            Layout(marked, tuple(Turn(*turn) for turn in turns), messages, unstopped=unstopped)
+            for marked, turns, messages, unstopped in layouts
         ]
         self.compiled: dict = {}
 
@@ -200,7 +227,8 @@ class Confined:
                 process = _running()
                 if self.number not in process.templates:
                     process.templates.add(self.number)
-                    process.send("template", self.number, self.template)
+                    own = self.template
+                    process.send("template", self.number, own.sources, own.variables, own.specials)
                     waiting = 1  # for its answer
             while sent < min(len(requests), len(answers) + AHEAD):
                 kind, *arguments = requests[sent]
@@ -208,6 +236,8 @@ class Confined:
                 sent += 1
             try:
                 answer = process.receive(WALL * SECONDS)
+                if "busy" in answer:
+                    continue
                 if waiting:
                     waiting = 0
                     continue

@@ -156,22 +156,24 @@ class Planner:
         In some formats (GLM's) that is no end of turn but the opening of whatever turn comes next.
         Where one comes, its opening is graded; behind the last reply it is added.
         """
-        added = ""
+        added, unstopped = "", 0
         for place, turn in enumerate(turns):
-            following = run.conversation.messages[turn.message + 1 : turn.message + 2]
-            if self.specials.search(marked, turn.stop, turn.end) or (
-                following and following[0].role == "assistant"
-            ):
+            if self.specials.search(marked, turn.stop, turn.end):
                 continue
-            opening = self.specials.match(marked, turn.after)
-            if opening is None and turn.after == len(marked):
-                added = run.opening(turn.message, marked[turn.stop :])
-                marked += added
+            following = run.conversation.messages[turn.message + 1 : turn.message + 2]
+            opening = None
+            if not following or following[0].role != "assistant":
                 opening = self.specials.match(marked, turn.after)
+                if opening is None and turn.after == len(marked):
+                    added = run.opening(turn.message, marked[turn.stop :])
+                    marked += added
+                    opening = self.specials.match(marked, turn.after)
             if opening is not None:
                 stop, end = opening.span()
                 turns[place] = replace(turn, stop=stop, end=end, after=end)
-        return Layout(marked, tuple(turns), messages, added)
+            elif turn.stop == turn.end or not any(map(is_mark, marked[turn.start : turn.stop])):
+                unstopped += 1  # nothing follows its text, or it has none by which to tell
+        return Layout(marked, tuple(turns), messages, added, unstopped)
 
     def compare(self, conversation, plan: Plan, values: list) -> None:
         """The plan against the template itself: what it writes for this very conversation.
@@ -216,6 +218,7 @@ class Run:
         return self.written[count, prompt]
 
     def render(self, messages: list[dict], prompt: bool = False, tools: bool = True) -> str:
+        self.planner.template.begin_run()
         try:
             text = self.record.write(
                 self.planner.watched,
@@ -251,10 +254,14 @@ class Run:
             longer = self.render(self.messages[: message + 1] + following)
         except (Unwatchable, MaskError):
             return ""
-        # The template may write this reply in another way once it is history; its texts are known
-        # by their marks all the same.
-        marks = [place for place, c in enumerate(self.text(message + 1)) if is_mark(c)]
-        last = longer.rfind(self.text(message + 1)[marks[-1]]) if marks else -1
+        text = self.text(message + 1)
+        if longer.startswith(text):
+            opening = self.planner.specials.match(longer, len(text))
+            return opening[0] if opening else ""
+        # The template writes this reply in another way once it is history; its texts are known by
+        # their marks all the same.
+        mark = text.removesuffix(tail)[-1:]
+        last = longer.rfind(mark) if mark and is_mark(mark) else -1
         if last < 0 or not longer.startswith(tail, last + 1):
             return ""
         opening = self.planner.specials.match(longer, last + 1 + len(tail))

@@ -16,7 +16,6 @@ cannot be followed, and the reference in tests.
 """
 
 import gc
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
 from course_utils.assembly import Assembly, Run
-from course_utils.confinement import confined, render_template  # noqa: F401
+from course_utils.confinement import as_plain_data, confined, render_template  # noqa: F401
 from course_utils.conversation import Conversation
 from course_utils.encoding import encoder_of
 from course_utils.plans import Layout, fill
@@ -329,17 +328,14 @@ class _Maker:
         if self.encoder is None and isinstance(_refusing(None, self.prepare), MaskError):
             return [_refusing(chat, self.prepare) for chat in chunk]
         own = options.mode, options.reasoning == "mask", self.encoder.piecewise
-        requests, sent = [], []
+        requests = []
         for chat in chunk:
             merged = dict(options.template_options) | chat.template_options
-            found = _refusing(chat, pickle.dumps, chat)  # what cannot be sent is refused alone
-            if not isinstance(found, MaskError):
-                requests.append(("plan", chat, merged, *own))
-            sent.append(found if isinstance(found, MaskError) else None)
-        answers = iter(self.template.ask(requests))
+            requests.append(("plan", as_plain_data(chat), merged, *own))
+        answers = self.template.ask(requests)
         return [
-            refusal or _refusing(chat, self._draft, chat, next(answers))
-            for chat, refusal in zip(chunk, sent, strict=True)
+            _refusing(chat, self._draft, chat, answer)
+            for chat, answer in zip(chunk, answers, strict=True)
         ]
 
     def _draft(self, chat: Conversation, answer: dict) -> Draft | list[Sample]:
@@ -350,7 +346,9 @@ class _Maker:
             return [self._rerendered(chat, spans) for spans in answer["samples"]]
         plan = answer["plan"]
         _, texts, _ = shape(chat)
-        values = dict(enumerate(texts)) | {int(n): text for n, text in answer["values"].items()}
+        values = dict(enumerate(map(str.__str__, texts))) | {
+            int(n): text for n, text in answer["values"].items()
+        }
         if options.max_length is not None:
             _check_room(plan.layouts, values, options.max_length, self.encoder.longest)
         key = (options.mode, options.reasoning, id(self.encoder))
@@ -359,7 +357,7 @@ class _Maker:
                 Assembly(layout, graded_runs(layout, *key[:2]), self.encoder)
                 for layout in plan.layouts
             ]
-        unstopped = [sum(turn.stop == turn.end for turn in layout.turns) for layout in plan.layouts]
+        unstopped = [layout.unstopped for layout in plan.layouts]
         return Draft(plan.compiled[key], values, unstopped)
 
     def _rerendered(self, chat: Conversation, spans: list) -> Sample:

@@ -37,12 +37,14 @@ class Layout:
 
     added: the token that ends the last reply, where the template itself would write it only as the
            opening of a next turn
+    unstopped: replies after which nothing is written that would end them
     """
 
     marked: str
     turns: tuple[Turn, ...]
     messages: int
     added: str = ""
+    unstopped: int = 0
 
 
 class Plan:

@@ -38,6 +38,9 @@ class ChatTemplate:
             "'default'. Set tokenizer.chat_template to the one that you serve with."
         )
 
+    def begin_run(self) -> None:
+        """Called before the template runs; `confined` sets its limit of time here."""
+
     def write(
         self,
         messages: list[dict],
@@ -55,6 +58,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         source = self.sources[self.name(tools)]
+        self.begin_run()
         try:
             (text,), _ = render_jinja_template(
                 [messages],

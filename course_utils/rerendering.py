@@ -224,7 +224,7 @@ PROBE_TOOL = {
     "function": {
         "name": "probe",
         "description": "Nothing.",
-        "parameters": {"type": "object", "properties": {}},
+        "parameters": {"type": "object", "properties": {"of": {"type": "string"}}},
     },
 }
 
