@@ -257,6 +257,7 @@ class Work:
             try:
                 plan, _ = self._planner(template, bool(tools), {}).plan(chat)
             except (MaskError, Unwatchable):
+                found += self._first_stop(template, chat)
                 continue
             for layout in plan.layouts:
                 for turn in layout.turns:
@@ -266,6 +267,17 @@ class Work:
                     stops = special_pattern(self.templates[template].specials).findall(tail)
                     found += stops[:1] + stops[-1:] or [layout.marked[turn.stop : turn.end]]
         return {"stops": list(dict.fromkeys(stop for stop in found if stop))}
+
+    def _first_stop(self, template: int, chat: Conversation) -> list[str]:
+        """The special token after a reply, where the template does not keep the prompt it serves."""
+        made = self.templates[template]
+        ending = dict(chat[-1].as_message(), content="reply-of-the-assistant")
+        try:
+            text = made.write([*chat.as_messages()[:-1], ending], tools=list(chat.tools))
+        except MaskError:
+            return []
+        _, reply, tail = text.rpartition(ending["content"])
+        return special_pattern(made.specials).findall(tail)[:1] if reply else []
 
     def _planner(self, template: int, tools: bool, options: dict) -> Planner:
         made = self.templates[template]

@@ -5,6 +5,7 @@ of turn; several templates in one tokenizer; tools that a template leaves out; a
 ones; threads that share a tokenizer.
 """
 
+import enum
 import itertools
 import json
 import threading
@@ -298,13 +299,24 @@ def test_one_bad_row_is_refused_alone_and_by_name(kind):
     assert name == "bad" and reason.startswith("conversation 'bad': ") and "\n" not in reason
 
 
-def test_a_row_that_cannot_be_sent_is_refused_alone():
+class Role(str, enum.Enum):
+    USER = "user"
+
+
+class Chat(Conversation):
+    """A kind of conversation that the process in which templates run has never heard of."""
+
+
+def test_only_plain_data_is_sent():
     tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
     tokenizer.chat_template = CHATML
     strange = Conversation(GOOD.messages, id="bad")
     strange.meta["a function"] = lambda: None
-    prepared = prepare([GOOD, strange, GOOD], tokenizer)
-    assert len(prepared.samples) == 2 and [name for name, _ in prepared.refused] == ["bad"]
+    named = Conversation((Message(Role.USER, "Hi"), Message("assistant", "Ho")), id="named")
+    own = Chat(GOOD.messages, id="own")
+    prepared = prepare([GOOD, strange, named, own, GOOD], tokenizer)
+    assert prepared.refused == []
+    assert len({tuple(sample.input_ids) for sample in prepared.samples}) == 1
 
 
 @pytest.mark.parametrize("identity", [7, "keel-01", "", "<|im_end|>", "9" * 400])
