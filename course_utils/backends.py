@@ -6,6 +6,7 @@ Here are two copies for each tokenizer, made once, whose settings never change.
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -24,8 +25,26 @@ class Backends:
     described: dict = field(repr=False)  # the tokenizer as JSON, decoded
 
 
+class LockOfThisProcess:
+    """A lock that a forked child finds open, whoever held it when it was forked."""
+
+    def __init__(self):
+        self._open()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._open)
+
+    def _open(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error) -> None:
+        self._lock.release()
+
+
 _made: WeakKeyDictionary = WeakKeyDictionary()
-_lock = Lock()
+_lock = LockOfThisProcess()
 
 
 def backends(tokenizer) -> Backends:

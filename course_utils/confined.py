@@ -269,7 +269,7 @@ class Work:
         return {"stops": list(dict.fromkeys(stop for stop in found if stop))}
 
     def _first_stop(self, template: int, chat: Conversation) -> list[str]:
-        """The special token after a reply, where the template does not keep the prompt it serves."""
+        """The special token after a reply, where the template does not keep its prompt."""
         made = self.templates[template]
         ending = dict(chat[-1].as_message(), content="reply-of-the-assistant")
         try:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from itertools import count
 from weakref import WeakKeyDictionary
 
+from course_utils.backends import LockOfThisProcess
 from course_utils.conversation import Conversation
 from course_utils.plans import Layout, Turn
 from course_utils.rendering import ChatTemplate, MaskError, template_of
@@ -147,7 +148,7 @@ class Process:
         self.answers.put(b"")
 
 
-_lock = threading.Lock()
+_lock = LockOfThisProcess()
 _process: Process | None = None
 
 
@@ -165,15 +166,7 @@ def _end() -> None:
     _process = None
 
 
-def _forked() -> None:
-    """A child of ours shares neither the process nor a lock that somebody held."""
-    global _lock, _process
-    _lock, _process = threading.Lock(), None
-
-
 atexit.register(_end)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class Confined:

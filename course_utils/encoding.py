@@ -12,12 +12,10 @@ not installed, nothing changes but the time.
 
 import random
 import re
-import unicodedata
 from functools import lru_cache
-from threading import Lock
 from weakref import WeakKeyDictionary
 
-from course_utils.backends import backends
+from course_utils.backends import LockOfThisProcess, backends
 from course_utils.tokenizers import TokenizerError, special_pattern, special_tokens
 
 
@@ -130,7 +128,7 @@ def _batch(backend, texts: list[str]) -> list[list[int]]:
 
 
 _encoders: WeakKeyDictionary = WeakKeyDictionary()
-_lock = Lock()
+_lock = LockOfThisProcess()
 
 
 def encoder_of(tokenizer, *, fast: bool = True) -> PieceEncoder:
@@ -190,9 +188,12 @@ def proven_tiktoken(tokenizer, exact: PieceEncoder, mixtures: int = 4000):
     except (KeyError, ValueError):
         return None  # no byte-level vocabulary after all
 
+    # The tokenizer's own: Python's knows marks of newer versions of Unicode, and orders them.
+    compose = exact.marked.normalizer.normalize_str if normalizer else None
+
     def encode(text: str) -> list[int]:
-        if normalizer and not text.isascii():
-            text = unicodedata.normalize("NFC", text)
+        if compose is not None and not text.isascii():
+            text = compose(text)
         return encoding.encode_ordinary(text)
 
     texts = _evidence([*PROBES], ranks, exact, mixtures)

@@ -8,7 +8,10 @@ ones; threads that share a tokenizer.
 import enum
 import itertools
 import json
+import os
+import signal
 import threading
+import time
 
 import pytest
 from real_templates import real_tokenizer, tokenizer_for
@@ -299,7 +302,7 @@ def test_one_bad_row_is_refused_alone_and_by_name(kind):
     assert name == "bad" and reason.startswith("conversation 'bad': ") and "\n" not in reason
 
 
-class Role(str, enum.Enum):
+class Role(str, enum.Enum):  # noqa: UP042, the older way to write StrEnum
     USER = "user"
 
 
@@ -515,3 +518,38 @@ def test_a_process_that_somebody_else_ended_is_started_again():
         assert len(prepare([GOOD] * 3, tokenizer).samples) == 3
         confinement._process.child.kill()
     assert len(prepare([GOOD] * 3, tokenizer).samples) == 3
+
+
+def test_marks_of_a_newer_unicode_are_ordered_as_the_tokenizer_orders_them():
+    """Python composes by its own version of Unicode, the tokenizer by another."""
+    from course_utils.encoding import encoder_of
+
+    encoder = encoder_of(real_tokenizer("qwen3"))
+    for mark in ("\u0eba", "\u0d3b", "\u0c3c", "\u08d3", "\u1715", "\u1abf", "\u0327"):
+        for text in (f"e{mark}\u0301", f"e\u0301{mark}", f"a{mark}\u0327\u0301b"):
+            exact = encoder.ordinary.encode(text, add_special_tokens=False).ids
+            assert encoder.encode_many([text]) == [exact]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_waits_for_no_lock_of_its_parents():
+    from course_utils import backends, confinement, encoding
+
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    tokenizer.chat_template = CHATML
+    prepare([GOOD], tokenizer)
+    with backends._lock, encoding._lock, confinement._lock:
+        child = os.fork()
+        if not child:
+            done = False
+            try:
+                done = len(prepare([GOOD, GOOD], tokenizer).samples) == 2
+            finally:
+                os._exit(0 if done else 1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
