@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tiny_base import tiny_base, tiny_model, tiny_tokenizer
 
-from course_utils import audit, commands, comparison, outputs, sft, tokenizers
+from course_utils import atomic, audit, commands, comparison, placing, sft, tokenizers
 from course_utils.conversation import save_conversations
 from course_utils.curriculum import __main__ as curriculum
 from course_utils.examples import TINY_CHATS
@@ -385,14 +385,14 @@ def test_what_was_computed_is_kept_where_there_is_room(
     command, roomy, place, capsys, monkeypatch, tmp_path_factory
 ):
     kept = tmp_path_factory.mktemp("room")
-    put = outputs._Held.place
+    put = placing.Held.place
 
     def full(self, path, *arguments, **options):
         if roomy and kept in Path(path).parents:
             return put(self, path, *arguments, **options)
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(outputs._Held, "place", full)
+    monkeypatch.setattr(placing.Held, "place", full)
     monkeypatch.setattr(tempfile, "tempdir", str(kept))
     before = contents(place)
     code, out, err = run(capsys, *filled(WRITERS[command], "out"))
@@ -637,7 +637,7 @@ def test_a_traceback_on_request(capsys, monkeypatch):
 
 
 def test_a_command_leaves_the_process_as_it_was(capsys):
-    before = [signal.getsignal(n) for n in outputs.ENDING], sys.stdout, sys.stderr
+    before = [signal.getsignal(n) for n in atomic.ENDING], sys.stdout, sys.stderr
     for error in (None, ValueError("x"), KeyboardInterrupt(), commands.Ended(signal.SIGTERM)):
 
         def work(options, error=error):
@@ -646,7 +646,7 @@ def test_a_command_leaves_the_process_as_it_was(capsys):
             return 0
 
         commands.run(commands.Parser(prog="prog", exits={}), work, [])
-        assert ([signal.getsignal(n) for n in outputs.ENDING], sys.stdout, sys.stderr) == before
+        assert ([signal.getsignal(n) for n in atomic.ENDING], sys.stdout, sys.stderr) == before
 
 
 class Gone(io.StringIO):

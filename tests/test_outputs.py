@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import outputs
+from course_utils import atomic, placing
 from course_utils.manifests import is_ours, write_manifest
 from course_utils.outputs import (
     Nothing,
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def exchange(request, monkeypatch):
     """Both ways of taking a former output's place: with renameat2 and without it."""
     if request.param == "two renames":
-        monkeypatch.setattr(outputs, "_rename", lambda *_: False)
+        monkeypatch.setattr(atomic, "rename", lambda *_: False)
     return request.param
 
 
@@ -285,7 +285,7 @@ def test_a_file_put_into_a_former_output_meanwhile_is_not_lost(
     when, tmp_path, exchange, monkeypatch
 ):
     save(tmp_path / "run", 1)
-    swap = outputs._exchange
+    swap = atomic.exchange
 
     def swap_late(made, target, former):
         if target == tmp_path / "run" and not (target / "notes.txt").exists():
@@ -300,7 +300,7 @@ def test_a_file_put_into_a_former_output_meanwhile_is_not_lost(
         if when == "while it is made":
             (tmp_path / "run" / "notes.txt").write_text("mine")
         else:
-            monkeypatch.setattr(outputs, "_exchange", swap_late)
+            monkeypatch.setattr(atomic, "exchange", swap_late)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "run" / "0.json").read_text() == "1" and names(tmp_path) == ["run"]
 
@@ -442,7 +442,7 @@ def test_a_second_run_is_refused_before_it_works_and_a_dead_one_holds_nothing(ho
     first.kill()
     first.wait()
     (left,) = names(tmp_path)
-    assert outputs.SCRATCH.fullmatch(left)
+    assert placing.SCRATCH.fullmatch(left)
     save(tmp_path / "run", 2)
     assert saved(tmp_path / "run") == 2 and names(tmp_path) == ["run"]
 
@@ -519,7 +519,7 @@ def test_two_blocks_of_one_run_into_one_output(tmp_path):
 
 
 def test_without_locks_a_second_run_is_refused_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "fcntl", None)
+    monkeypatch.setattr(placing, "fcntl", None)
     with reserve_folder(tmp_path / "run"):
         thread = threading.Thread(target=lambda: errors.append(refusal(tmp_path / "run")))
         errors = []
@@ -538,7 +538,7 @@ def refusal(path):
 # --- signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", outputs.ENDING)
+@pytest.mark.parametrize("number", atomic.ENDING)
 def test_a_signal_between_the_two_renames_waits_for_the_second(
     number, tmp_path, exchange, monkeypatch
 ):
@@ -548,7 +548,7 @@ def test_a_signal_between_the_two_renames_waits_for_the_second(
     def end(*_):
         raise Came
 
-    swap, before = outputs._exchange, signal.signal(number, end)
+    swap, before = atomic.exchange, signal.signal(number, end)
 
     def swap_under_fire(made, target, former):
         signal.raise_signal(number)
@@ -558,7 +558,7 @@ def test_a_signal_between_the_two_renames_waits_for_the_second(
             signal.raise_signal(number)
 
     save(tmp_path / "run", 1)
-    monkeypatch.setattr(outputs, "_exchange", swap_under_fire)
+    monkeypatch.setattr(atomic, "exchange", swap_under_fire)
     try:
         with pytest.raises(Came):
             save(tmp_path / "run", 2, overwrite=True)
@@ -571,7 +571,7 @@ def test_a_signal_between_the_two_renames_waits_for_the_second(
 def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path):
     save(tmp_path / "run", 1)
     code = """
-outputs._rename = lambda *_: False
+atomic.rename = lambda *_: False
 rename = Path.rename
 def rename_and_die(self, target):
     rename(self, target)
