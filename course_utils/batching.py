@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from course_utils.conversation import Conversation
 from course_utils.masking import IGNORE_INDEX, MaskError, Options, Sample, samples_of
+from course_utils.strict_json import printable
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Prepared:
                 "after them at which a server could stop"
             )
         for name, reason in self.refused[:5]:
-            lines.append(f"  {name}: {reason.removeprefix(f'conversation {name!r}: ')}")
+            reason = reason.removeprefix(f"conversation {name!r}: ")
+            lines.append(f"  {printable(name)}: {printable(reason)}")
         if len(self.refused) > 5:
             lines.append(f"  and {len(self.refused) - 5} more, all listed in `refused`")
         return "\n".join(lines)
