@@ -34,8 +34,14 @@ from pathlib import Path
 from benchmarks.mask_libraries import IGNORE, Samples, _trl_template
 from course_utils.conversation import Conversation, from_record
 from course_utils.encoding import encoder_of
-from course_utils.masking import Options, character_mask, samples_of, token_labels
-from course_utils.masking import MaskError, spans_by_rerendering
+from course_utils.masking import (
+    MaskError,
+    Options,
+    character_mask,
+    samples_of,
+    spans_by_rerendering,
+    token_labels,
+)
 from course_utils.tokenizers import TokenizerError, encode, load_tokenizer
 
 DATA = Path(__file__).parents[1] / "data"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_base import tiny_model, tiny_tokenizer
 
 from course_utils import confinement
 from course_utils.batching import prepare
@@ -349,6 +350,8 @@ def test_it_ends_with_its_owner():
     import sys
 
     script = """
+from tiny_base import tiny_model, tiny_tokenizer
+
 from course_utils import confinement
 from course_utils.rendering import ChatTemplate
 confinement.Confined(ChatTemplate({"default": "x"}, {}, ())).write([{"role": "user"}])
@@ -381,3 +384,43 @@ def test_a_conversation_at_which_it_does_not_end_is_refused_alone(tokenizer, bou
     prepared = prepare(chats, tokenizer)
     assert [name for name, _ in prepared.refused] == ["stall"]
     assert [sample.id for sample in prepared.samples] == ["a", "b", "c", "d"]
+
+
+# --- through the commands ------------------------------------------------------------------------
+
+THROUGH_COMMANDS = (
+    *("the watcher's record", "cycler", "format of an object", "include", "nested loops"),
+    *("doubling", "one by zero", "an exception that lies"),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small model with a tokenizer, as a stranger would publish it."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", THROUGH_COMMANDS)
+def test_commands_end_with_a_sentence(kind, base, bounds, capsys):
+    from course_utils import audit, comparison, sft
+    from course_utils.conversation import save_conversations
+
+    (base / "chat_template.jinja").write_text(hostile(kind, bounds))
+    save_conversations(CHATS[:1], bounds / "chats.jsonl")
+    prompt = Conversation(CHATS[0].messages[:1], id="p", meta={"expect": ["walk"]})
+    save_conversations([prompt], bounds / "prompts.jsonl")
+    short = ["--limit", "1", "--max-new-tokens", "2"]
+    for main, arguments in (
+        (sft.main, ["--data", "chats.jsonl", "--output", "tuned", "--steps", "1"]),
+        (audit.main, ["chats.jsonl"]),
+        (comparison.main, ["--tuned", str(base), "--prompts", "prompts.jsonl", *short]),
+    ):
+        code = main([*arguments, "--base", str(base)])
+        said = capsys.readouterr()
+        assert code in (0, 1, 2)
+        for text in (said.out, said.err):
+            assert SECRET not in text and "Traceback" not in text and "\x1b[2J" not in text
+    assert not (bounds / "canary").exists()
