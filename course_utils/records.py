@@ -26,7 +26,7 @@ from pathlib import Path
 from course_utils.conversation import ROLES, Conversation, Message, turn_faults
 from course_utils.faults import REMEDIES, ConversationError, Faults
 from course_utils.json_files import entries
-from course_utils.strict_json import JSONError, plain, printable, shown
+from course_utils.strict_json import JSONError, is_empty, plain, printable, shown
 from course_utils.tool_schema import without_nulls
 
 # The names on disk of what a message may hold besides role and content.
@@ -290,7 +290,7 @@ def _read_record(record: object) -> Conversation:
     if faults.errors:
         messages = [Message("user", "")]  # in their place, so that the other fields are checked
     tools, functions = fields.pop("tools", None), fields.pop("functions", None)
-    if not _says_nothing(tools) and not _says_nothing(functions):
+    if not is_empty(tools) and not is_empty(functions):
         faults.add("it has 'tools' and 'functions', which mean the same. Keep one.", "functions")
     fields.pop("id", None)
     tags, options = fields.pop("tags", None), fields.pop("chat_template_kwargs", None)
@@ -303,7 +303,7 @@ def _read_record(record: object) -> Conversation:
             id=_id(record),
             tags=() if tags is None else tags,
             meta=fields,
-            tools=functions if _says_nothing(tools) else tools,
+            tools=functions if is_empty(tools) else tools,
             template_options={} if options is None else options,
         )
     except ConversationError as error:
@@ -373,7 +373,7 @@ def _read_message(fields: object) -> Message:
         )
     known = {"role", "content", *MESSAGE_FIELDS, *REASONING}
     # Dropping a field would change what is trained without a word.
-    if extra := [name for name, v in given.items() if name not in known and not _says_nothing(v)]:
+    if extra := [name for name, v in given.items() if name not in known and not is_empty(v)]:
         faults.add(
             f"it has fields this schema does not know: {shown(sorted(map(str, extra)))}. "
             "Write them into the content or remove them first.",
@@ -412,10 +412,6 @@ def _read_message(fields: object) -> Message:
     return message
 
 
-def _says_nothing(value: object) -> bool:
-    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
-
-
 def _content(fields: Mapping, faults: Faults) -> tuple[object, str | None]:
     """(content, reasoning) where content may be a list of parts. It may be null beside a call."""
     content = fields.get("content")
@@ -440,7 +436,7 @@ def _content(fields: Mapping, faults: Faults) -> tuple[object, str | None]:
             continue
         name = "thinking" if thinking else "text"
         known = ("type", name, *PART_NOTES)
-        extra = [key for key, v in part.items() if key not in known and not _says_nothing(v)]
+        extra = [key for key, v in part.items() if key not in known and not is_empty(v)]
         if extra or not isinstance(part.get(name), str):
             wrong = f"unknown fields {shown(extra)}" if extra else f"no text in {name!r}"
             faults.add(f"{here} has {wrong}. Write {{'type': '{kind}', '{name}': ...}}.", here)

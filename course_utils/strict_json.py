@@ -113,6 +113,11 @@ def plain(value, *, deepest: int = DEEPEST):
     return copy
 
 
+def is_empty(value) -> bool:
+    """Does a field say nothing: null, or an empty text, list or object?"""
+    return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
+
+
 def printable(text: str) -> str:
     """The text on one line, with escapes for what a terminal would obey or not show."""
     if text.isprintable():

@@ -122,41 +122,47 @@ def bracket_parse(brackets: Brackets, text: str) -> Turns:
     return turns
 
 
-CHATML = Family(
+# --- the families --------------------------------------------------------------------------------
+
+
+def _family(name: str, brackets: Brackets, turns, **rules) -> Family:
+    return Family(
+        name,
+        spans=partial(bracket_spans, brackets, turns),
+        parse=partial(bracket_parse, brackets),
+        special_tokens=brackets.special_tokens,
+        markers=brackets.markers,
+        stop=brackets.eot,
+        **rules,
+    )
+
+
+CHATML = _family(
     "chatml",
-    spans=partial(bracket_spans, CHATML_BRACKETS, hermes.turns),
-    parse=partial(bracket_parse, CHATML_BRACKETS),
+    CHATML_BRACKETS,
+    hermes.turns,
     read=hermes.read,
     roles=ROLES,
     alternates=False,
     trims=False,
-    special_tokens=CHATML_BRACKETS.special_tokens,
-    markers=CHATML_BRACKETS.markers,
-    stop=CHATML_BRACKETS.eot,
     writes=("tools", "a tool call", "reasoning"),
     tags=hermes.TAGS,
 )
-LLAMA3 = Family(
+LLAMA3 = _family(
     "llama3",
-    spans=partial(bracket_spans, LLAMA3_BRACKETS, llama.turns),
-    parse=partial(bracket_parse, LLAMA3_BRACKETS),
+    LLAMA3_BRACKETS,
+    llama.turns,
     read=llama.read,
     roles=ROLES,
     alternates=False,
     trims=True,
-    special_tokens=LLAMA3_BRACKETS.special_tokens,
-    markers=LLAMA3_BRACKETS.markers,
-    stop=LLAMA3_BRACKETS.eot,
     writes=("tools", "a tool call"),
 )
-GEMMA = Family(
+GEMMA = _family(
     "gemma",
-    spans=partial(bracket_spans, GEMMA_BRACKETS, gemma_turns),
-    parse=partial(bracket_parse, GEMMA_BRACKETS),
+    GEMMA_BRACKETS,
+    gemma_turns,
     roles=("user", "assistant"),
     alternates=True,
     trims=True,
-    special_tokens=GEMMA_BRACKETS.special_tokens,
-    markers=GEMMA_BRACKETS.markers,
-    stop=GEMMA_BRACKETS.eot,
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from course_utils import strict_json
 from course_utils.conversation import PROMPT_FIELDS
 from course_utils.strict_json import JSONError, plain
+from course_utils.strict_json import is_empty as is_empty
 from course_utils.strict_json import shown as shown
 
 # Every reason for which a record is turned away. Reports count by these.
@@ -95,11 +96,6 @@ def check_plain(value: object, place: str) -> None:
     except JSONError as error:
         dot = "." if place and error.place and not error.place.startswith("[") else ""
         raise Rejected(error.reason, f"{place}{dot}{error.place}", error.detail) from None
-
-
-def is_empty(value: object) -> bool:
-    """Does a field say nothing: null, or an empty text, list or object?"""
-    return value is None or (isinstance(value, str | list | Mapping) and not value)
 
 
 def require(record: Mapping, key: str, kind: type, place: str = ""):
