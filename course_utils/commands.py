@@ -16,6 +16,7 @@ import stat
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -111,6 +112,23 @@ def _streams() -> Iterator[_Stream]:
                     os.close(null)
 
 
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """The course's own warnings are for a reader: one line, without a place in the code."""
+    former = warnings.formatwarning
+
+    def shown(message, category, *place):
+        ours = category.__module__.partition(".")[0] == __package__
+        return f"warning: {message}\n" if ours else former(message, category, *place)
+
+    # Not `showwarning`: that would take them from whoever records warnings.
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
+
+
 def unread() -> bool:
     """Has the reader of standard output gone, so that printing more is of no use?"""
     return isinstance(getattr(sys.stdout, "error", None), BrokenPipeError)
@@ -184,7 +202,7 @@ def run(
     run failed" (1). Without it they too mean that something was not usable, since 1 then is a
     finding. Wrong arguments raise `SystemExit`, as argparse has it.
     """
-    with _streams() as out, _signals():
+    with _streams() as out, _warnings(), _signals():
         code = _code(parser, work, arguments, failing)
         out.flush()
         if out.error and not isinstance(out.error, BrokenPipeError):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -637,7 +638,12 @@ def test_a_traceback_on_request(capsys, monkeypatch):
 
 
 def test_a_command_leaves_the_process_as_it_was(capsys):
-    before = [signal.getsignal(n) for n in atomic.ENDING], sys.stdout, sys.stderr
+
+    def state():
+        handlers = [signal.getsignal(n) for n in atomic.ENDING]
+        return handlers, sys.stdout, sys.stderr, warnings.formatwarning
+
+    before = state()
     for error in (None, ValueError("x"), KeyboardInterrupt(), commands.Ended(signal.SIGTERM)):
 
         def work(options, error=error):
@@ -646,7 +652,31 @@ def test_a_command_leaves_the_process_as_it_was(capsys):
             return 0
 
         commands.run(commands.Parser(prog="prog", exits={}), work, [])
-        assert ([signal.getsignal(n) for n in atomic.ENDING], sys.stdout, sys.stderr) == before
+        assert state() == before
+
+
+def test_a_warning_of_the_course_is_one_line_and_others_say_where(tmp_path):
+    """In a process of its own: pytest records warnings before anything prints them."""
+    code = (
+        "import sys, warnings\n"
+        "from course_utils import commands\n"
+        "from course_utils.records import ConversationWarning\n"
+        "def work(options):\n"
+        "    warnings.warn('2 nulls: \\x1b[31m', ConversationWarning)\n"
+        "    warnings.warn('from a library', UserWarning)\n"
+        "    return 0\n"
+        "commands.leave(commands.run(commands.Parser(prog='prog', exits={}), work, []))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    ours, theirs = done.stderr.splitlines()
+    assert done.returncode == 0 and not done.stdout
+    assert ours == "warning: 2 nulls: \\x1b[31m"
+    assert theirs == "<string>:6: UserWarning: from a library"
 
 
 class Gone(io.StringIO):
