@@ -178,6 +178,24 @@ show.table(rows)
 # %% [markdown]
 # The last three. A template may refuse a conversation, and it may read the clock, which section 5 comes
 # back to.
+#
+# Two things the sandbox does not stop: a template that never ends, and one that fills the memory. A
+# checkpoint's template is a stranger's program, so `training_samples` (section 2) runs it in a process
+# of its own, which can open no file, and which has a limit of memory and of time
+# ([SECURITY.md](../SECURITY.md)). The sandbox allows loops of at most 100,000 rounds; here is one inside
+# the other:
+
+# %%
+from course_utils import confinement
+
+ROUNDS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+usual, confinement.SECONDS = confinement.SECONDS, 2
+try:
+    training_samples(WALKTHROUGH, with_template(qwen, ROUNDS))
+except MaskError as error:
+    print(error)
+finally:
+    confinement.SECONDS = usual
 
 # %% [markdown]
 # ## 2 Real templates
@@ -443,7 +461,24 @@ def runs(numbers, mask):
 
 # %% [markdown]
 # Then what is served, from the template alone: for each reply, the ids that a server sends, and those
-# that the model is to write. In these four templates a reply ends at its first special token.
+# that the model is to write. A reply ends at its first special token. Where a template writes none after
+# a reply, it ends at the one that opens the next turn; where there is not even that, there is no stop to
+# teach.
+
+
+# %%
+def first_special(tokenizer, numbers):
+    special = special_ids(tokenizer)
+    return next((place for place, number in enumerate(numbers) if number in special), None)
+
+
+def opening(tokenizer, messages, k, prompt, **options):
+    """The token that opens the turn after reply k."""
+    following = messages[k + 1 : k + 2] or [{"role": "user", "content": "Thanks."}]
+    longer = ids(tokenizer, [*messages[: k + 1], *following], **options)[len(prompt) :]
+    if (place := first_special(tokenizer, longer)) is None:
+        raise MaskError(f"turn {k}: nothing stops the reply")
+    return longer[place]
 
 
 # %%
@@ -455,8 +490,9 @@ def served(tokenizer, messages, **options):
         if until[: len(prompt)] != prompt:
             raise MaskError(f"turn {k}: the finished reply changes its own prompt")
         reply = until[len(prompt) :]
-        stop = next(i for i, number in enumerate(reply) if number in special_ids(tokenizer))
-        found.append((prompt, reply[: stop + 1]))
+        if first_special(tokenizer, reply) is None:
+            reply.append(opening(tokenizer, messages, k, prompt, **options))
+        found.append((prompt, reply[: first_special(tokenizer, reply) + 1]))
     return found
 
 
@@ -499,6 +535,32 @@ for name, tokenizer in tokenizers.items():
         row[what] = trained_is_served([*others, it], tokenizer, messages)
     rows.append(row)
 show.table(rows, "is trained = served?")
+
+# %% [markdown]
+# ### Where the stop is somebody else's token
+#
+# All four templates close a turn with an end of turn. GLM's published ones do not: a reply is over where
+# the next role opens, so the model has to *write* that opening, and the server stops there. A stand-in:
+# ChatML whose turns are opened and never closed. **Predict first.** At the end of a finished
+# conversation nobody opens another turn. What is the last graded token?
+
+# %%
+opened = with_template(qwen, TEMPLATE.replace(r"<|im_end|>\n", ""))
+print("the template's last words:", repr(text(opened, messages)[-24:]))
+(one,) = training_samples(twice, opened)
+print("trained = served:", trained_is_served([one], opened, messages))
+show.sample(one, opened, title="no end of turn: the opening of the next turn is the stop")
+
+# %% [markdown]
+# `<|im_start|>` after both replies: where a turn follows, it is there and is graded; after the last reply
+# `training_samples` adds it. A mask that grades only what the template writes for the reply trains a
+# model that never stops ([TRL #5988](https://github.com/huggingface/trl/issues/5988)). And a template
+# with no special token at all? `prepare` counts its replies aloud:
+
+# %%
+NO_STOP = r"{% for m in messages %}{{ '[' + m.role + ']\n' + m.content }}{% endfor %}"
+NO_STOP += r"{{ '[assistant]\n' if add_generation_prompt }}"
+print(prepare(TINY_CHATS, with_template(qwen, NO_STOP)))
 
 # %% [markdown]
 # ### Where it breaks: the clock
@@ -545,7 +607,9 @@ for day in ("26 Jul 2024", "27 Jul 2024"):
 # `return_assistant_tokens_mask=True` turns the ranges into a mask.
 
 # %%
-print("\n".join(chat_template("chatml", generation_tag=True).splitlines()[:8]))
+for line in chat_template("chatml", generation_tag=True).splitlines():
+    if "generation -" in line:
+        print(line.strip())
 
 
 # %%
@@ -559,7 +623,8 @@ tagged_ids = ids(tagged, chat)
 strip(tagged, tagged_ids, mask_by_tag(tagged, chat), "ChatML with the generation tag")
 
 # %% [markdown]
-# The tag stands around the content *and* the end of turn. One render gives the mask. No prefix is
+# The course's ChatML has the tag twice: around replies with reasoning or tool calls, and in the last line
+# around all others. It stands around the content *and* the end of turn. One render gives the mask. No prefix is
 # needed, and none is checked: if the template rewrites its history, this way does not tell you.
 #
 # **Predict first.** The published Qwen 3 template has no such tag. What does the same call return: an
@@ -692,22 +757,21 @@ show.table(rows)
 #
 # The cure is a string that is watched. It shows a mark, but whatever the template does to it is done
 # to the real text and noted as a *step*; whatever it asks is answered truthfully and noted as an
-# *answer* (`course_utils.watching`).
+# *answer* (`course_utils.watching`). The template must not get hold of the one who watches: to it, a
+# watched text has the methods of a string and no others.
 
 # %%
-from course_utils.watching import Record, watched_template
+from course_utils.watching import Record, name_of, watched_template
 
 watched = watched_template(qwen.chat_template)
 
 
 def watch(conversation):
     """Run Qwen 3's template on watched texts: what it did, and the marked text."""
-    record = Record([turn["content"] for turn in conversation.as_messages()])
-    turns = [
-        turn | {"content": record.text(k)} for k, turn in enumerate(conversation.as_messages())
-    ]
-    pieces = watched.generate(messages=turns, add_generation_prompt=False)
-    return record, "".join(map(str.__str__, pieces))
+    messages = conversation.as_messages()
+    record = Record([turn["content"] for turn in messages])
+    turns = [turn | {"content": record.text(k)} for k, turn in enumerate(messages)]
+    return record, record.write(watched, messages=turns, add_generation_prompt=False)
 
 
 # %% [markdown]
@@ -716,24 +780,36 @@ def watch(conversation):
 
 
 # %%
-def name_of(record, number):
+from course_utils.plans import refs
+
+
+def step(record, number):
+    """What gave this value: the step's name, the number of the text, its other arguments."""
+    function, arguments = record.steps[number - len(record.texts)]
+    if name_of(function) == "_call":  # a filter: function, arguments, options
+        function, arguments, _ = arguments
+    first, *_ = refs(arguments)
+    return name_of(function), first, [a for a in arguments if refs([a]) != [first]]
+
+
+# %%
+def title_of(record, number):
     """`user 0`, or what was made of it: `assistant 3.lstrip`."""
     if number < len(record.texts):
         return f"{roles[number]} {number}"
-    function, arguments = record.steps[number - len(record.texts)]
-    return f"{name_of(record, arguments[0].number)}.{function.__name__}"
+    name, first, _ = step(record, number)
+    return f"{title_of(record, first)}.{name}"
 
 
 # %%
 def events(record):
-    for number, (function, arguments) in enumerate(record.steps, start=len(record.texts)):
-        if function.__name__ != "_concatenate":
-            row = {"text": name_of(record, arguments[0].number), "step": function.__name__}
-            row["with"] = ", ".join(map(repr, arguments[1:]))
-            row["result"] = repr(record.values[number])
-            yield row | {
-                "the template sees": "the answer" if number in record.answers else "a mark"
-            }
+    for number in range(len(record.texts), len(record.values)):
+        name, first, others = step(record, number)
+        if name != "_concatenate":
+            row = {"text": title_of(record, first), "step": name}
+            row |= {"with": ", ".join(map(repr, others)), "result": repr(record.values[number])}
+            seen = "the answer" if number in record.answers else "a mark"
+            yield row | {"the template sees": seen}
 
 
 # %%
@@ -746,11 +822,11 @@ show.table(list(events(record)), "what Qwen 3's template does with the texts, jo
 # With that the plan is complete:
 
 # %%
-show.plan(with_holes, qwen, lambda k: name_of(record, k), title="a plan: Qwen 3, two turns")
+show.plan(with_holes, qwen, lambda k: title_of(record, k), title="a plan: Qwen 3, two turns")
 
 # %% [markdown]
-# A program that gets the same answers takes the same way. So for another chat of this shape there is no
-# need to run the template: take the steps again, and if the *answers* are the same, fill the holes.
+# A program that gets the same answers takes the same way. So another chat of this shape need not be
+# watched: take the steps again, and if the *answers* are the same, fill the holes.
 # **Predict first.** Which of these three chats may use the plan?
 
 # %%
@@ -772,14 +848,25 @@ last, its_holes = watch(
     conversation(*zip(roles, others["reasoning in the last reply"], strict=True))
 )
 title = "another answer, another plan: the last reply holds </think>"
-show.plan(its_holes, qwen, lambda k: name_of(last, k), title=title)
+show.plan(its_holes, qwen, lambda k: title_of(last, k), title=title)
 
 # %% [markdown]
 # (The 2s in the table count the parts that a text was split into.) The reply has been taken apart:
 # the template splits it at `</think>`, so the plan has two holes for it, the reasoning and the rest,
 # each with the steps that lead there. Nothing here knows Qwen. A template that does something that
-# cannot be followed is refused or rendered prefix by prefix, and the first conversations of every
-# plan are also rendered by transformers and compared.
+# cannot be followed is refused or rendered prefix by prefix.
+#
+# ### What the guarantee rests on
+#
+# Whoever watches may err, too. So `training_samples` does not believe its plans: the text of *every*
+# sample is compared with what transformers' own renderer writes for that very conversation. An equal
+# text does not say *where* in it a reply begins and ends. That rests on three things:
+#
+# - the marks, which the template itself moved to where they are;
+# - the prompts: for each plan the template writes the prompt of every reply, up to a hundred replies (of
+#   more, the first, the last and some of each kind), and each must be what the text begins with. For the
+#   first three conversations of a plan these prompts, too, are compared with transformers';
+# - the ids before a reply, which must be those of its prompt alone: the next section.
 
 # %% [markdown]
 # ## 8 From characters to tokens
@@ -1393,8 +1480,7 @@ for missing in ("attention_mask", "position_ids"):
 from time import perf_counter
 
 from course_utils.encoding import encoder_of
-from course_utils.masking import Options, samples_of
-from course_utils.rerendering import spans_by_rerendering
+from course_utils.masking import Options, samples_of, spans_by_rerendering
 
 # %%
 many = load_conversations("../data/conversations.jsonl")[:200]
@@ -1499,13 +1585,14 @@ with TemporaryDirectory() as folder:
 # </details>
 #
 # **2.** A plan was made from one chat by watching the template. Why may it be used for another chat of the same
-# roles without running the template, and when not?
+# roles without watching again, and when not?
 #
 # <details><summary>Answer</summary>
 #
 # The template is a program, and it knows of the texts only what it asked. If the other chat gives the
 # same answers to the same questions, the program takes the same way and writes the same pieces around
 # the texts. If one answer differs (the reply holds `</think>`, say), another way may be taken, so the
-# chat needs a plan of its own.
+# chat needs a plan of its own. (Its text is compared with transformers' all the same, to catch what the
+# watching missed.)
 #
 # </details>
