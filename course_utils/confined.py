@@ -2,8 +2,8 @@
 
 It reads requests (pickles, from the process that started it) and writes answers (JSON, since a
 template may have had its hands on them). Before the first template runs it gives up all that a
-template could misuse: from then on it can open no file and no connection, start no program, write
-nothing to a disk, and take only so much memory.
+template could misuse (`sealing`): from then on it can open no file and no connection, start no
+program, write nothing to a disk, and take only so much memory.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ from course_utils.layouts import Planner
 from course_utils.plans import Plan, fill, is_mark
 from course_utils.rendering import ChatTemplate, MaskError, said_by
 from course_utils.rerendering import PROBE_TOOL, STEERED, rendered_spans
-from course_utils.tokenizers import guard, special_pattern, unguard
-from course_utils.watching import FIRST_MARK, Unwatchable
+from course_utils.sealing import seal
+from course_utils.tokenizers import special_pattern
+from course_utils.watching import Unwatchable
 
 RUNS = 15  # times the limit of one run that all runs for one conversation may take
 MEMORY = 2**31  # bytes that templates may take
@@ -36,8 +37,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing but answers goes where answers go
     warm_up()
-    give_up_rights()
-    _send(answers, {"ready": True})
+    _send(answers, {"ready": True, "filtered": seal(MEMORY)})
     work = Work()
     while size := requests.read(8):
         seconds, *request = pickle.loads(requests.read(int.from_bytes(size, "big")))
@@ -73,29 +73,6 @@ def warm_up() -> None:
         Planner(template, {})
 
 
-def give_up_rights() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows; the limit of time holds there, too
-        return
-    limits = {
-        "RLIMIT_NOFILE": 3,  # standard input, output and error are open, and nothing else can be
-        "RLIMIT_FSIZE": 0,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_NPROC": 0,
-        "RLIMIT_AS": _address_space() + MEMORY,
-    }
-    for name, limit in limits.items():
-        if (which := getattr(resource, name, None)) is None:
-            continue
-        hard = resource.getrlimit(which)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        try:
-            resource.setrlimit(which, (limit, limit))
-        except (ValueError, OSError):  # macOS refuses some of them
-            continue
-
-
 class Limited(ChatTemplate):
     """A template that has so many seconds of the processor's time for each of its runs."""
 
@@ -124,16 +101,6 @@ def limit_time(end: float) -> None:
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = int(end) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
-
-
-def _address_space() -> int:
-    import resource
-
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 2**33
 
 
 def from_plain_data(messages: list[tuple], tools: tuple, options: dict) -> Conversation:
@@ -309,19 +276,27 @@ def _bounded(text: str) -> str:
     return text
 
 
+HARMLESS = "\ue000"  # looks like no part of any special token
+
+
 def _check_steering(plan: Plan, values: list, specials: tuple[str, ...]) -> None:
-    """What looks like a special token in a text must not change what the template writes."""
-    texts = values[: plan.texts]
-    if not special_pattern(specials).search("\n".join(texts)):
+    """What looks like a special token in a text must not change what the template writes.
+
+    The same steps are taken with texts as long, in which nothing looks like one.
+    """
+    texts, pattern = values[: plan.texts], special_pattern(specials)
+    if not pattern.search("\n".join(texts)):
         return
-    found = plan.values([guard(text, specials) for text in texts])
+    found = plan.values([pattern.sub(lambda match: HARMLESS * len(match[0]), t) for t in texts])
     if found is None:
         raise MaskError(STEERED)
-    for layout in plan.layouts:
-        for character in filter(is_mark, layout.marked):
-            number = ord(character) - FIRST_MARK
-            if unguard(found[number]) != values[number]:
-                raise MaskError(STEERED)
+    for number in plan.marks:
+        same = len(found[number]) == len(values[number]) and all(
+            one in (other, HARMLESS)
+            for one, other in zip(found[number], values[number], strict=True)
+        )
+        if not same:
+            raise MaskError(STEERED)
 
 
 def _check_reasoning(plan: Plan, values: list) -> None:

@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from course_utils.backends import LockOfThisProcess
@@ -68,6 +69,12 @@ def as_plain_data(chat: Conversation) -> tuple:
     return messages, tuple(map(exact, chat.tools)), exact(dict(chat.template_options))
 
 
+def _module_folders() -> list[str]:
+    """Where modules are looked for: never in the working directory, always where this one is."""
+    here = str(Path(__file__).resolve().parents[1])
+    return [*(folder for folder in sys.path if os.path.isabs(folder) and folder != here), here]
+
+
 class KnownPlan:
     """The layouts of a plan that the process made, and what is made of them here."""
 
@@ -76,6 +83,11 @@ class KnownPlan:
             Layout(marked, tuple(Turn(*turn) for turn in turns), messages, unstopped=unstopped)
             for marked, turns, messages, unstopped in layouts
         ]
+        for layout in self.layouts:
+            for turn in layout.turns:
+                places = [turn.start, turn.answer, turn.stop, turn.end, turn.after]
+                if not 0 <= min(places) <= max(places) <= len(layout.marked):
+                    raise ValueError("a plan with places outside of its text")
         self.compiled: dict = {}
 
 
@@ -83,7 +95,7 @@ class Process:
     """The process, and the answers that come from it."""
 
     def __init__(self):
-        self.owner = os.getpid()
+        self.owner, self.ended = os.getpid(), False
         self.templates: set[int] = set()  # those that it has been sent
         self.plans: dict[int, KnownPlan] = {}
         environment = {
@@ -92,7 +104,8 @@ class Process:
             if name in VARIABLES or name.startswith(PREFIXES)
         }
         self.child = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            # -P: without it Python would look for modules in the working directory first.
+            [sys.executable, "-P", "-c", _START, json.dumps(_module_folders())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -101,12 +114,13 @@ class Process:
             start_new_session=True,
         )
         self.requests: queue.SimpleQueue = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue = queue.SimpleQueue()
+        # A process that goes wild must not fill this one's memory with answers.
+        self.answers: queue.Queue = queue.Queue(maxsize=4 * AHEAD)
         for work in (self._write, self._read):
             threading.Thread(target=work, daemon=True).start()
         try:
-            self.receive(STARTING)
-        except (TimeoutError, EOFError):
+            self.filtered = self.receive(STARTING)["filtered"]
+        except (TimeoutError, EOFError, ValueError):
             self.end()
             raise MaskError("the process in which chat templates run cannot be started.") from None
 
@@ -131,6 +145,7 @@ class Process:
         return self.child.returncode or 0
 
     def end(self) -> None:
+        self.ended = True
         self.requests.put(None)
         self.child.kill()
         self.child.wait()
@@ -144,8 +159,14 @@ class Process:
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError), self.child.stdout as file:
             while line := file.readline(LONGEST_ANSWER):
-                self.answers.put(line)
-        self.answers.put(b"")
+                self._hand_over(line)
+        self._hand_over(b"")
+
+    def _hand_over(self, line: bytes) -> None:
+        while not self.ended:
+            with contextlib.suppress(queue.Full):
+                self.answers.put(line, timeout=1)
+                return
 
 
 _lock = LockOfThisProcess()
@@ -227,6 +248,7 @@ class Confined:
                 kind, *arguments = requests[sent]
                 process.send(kind, self.number, *arguments)
                 sent += 1
+            answer, ended = None, 0
             try:
                 answer = process.receive(WALL * SECONDS)
                 if "busy" in answer:
@@ -239,9 +261,10 @@ class Confined:
                     continue
             except TimeoutError:
                 answer = {"refused": ENDLESS.format(SECONDS)}
-            except (EOFError, ValueError):
+            except EOFError:
+                ended = process.wait()
+            except Exception:  # an answer that cannot be one
                 answer = None
-            ended = process.child.returncode if answer else process.wait()
             _end()
             process, waiting, sent = None, 0, len(answers)
             if answer is None and ended != -XCPU and blamed < len(answers):
@@ -265,6 +288,9 @@ def _with_plan(process: Process, answer: dict) -> dict:
         if "layouts" in answer:
             process.plans[answer["plan"]] = KnownPlan(answer["layouts"])
         answer["plan"] = process.plans[answer["plan"]]
+        answer["values"] = {int(number): text for number, text in answer["values"].items()}
+    if not all(isinstance(text, str) for text in answer.get("values", {}).values()):
+        raise ValueError("values that are no texts")
     return answer
 
 

@@ -346,9 +346,7 @@ class _Maker:
             return [self._rerendered(chat, spans) for spans in answer["samples"]]
         plan = answer["plan"]
         _, texts, _ = shape(chat)
-        values = dict(enumerate(map(str.__str__, texts))) | {
-            int(n): text for n, text in answer["values"].items()
-        }
+        values = dict(enumerate(map(str.__str__, texts))) | answer["values"]
         if options.max_length is not None:
             _check_room(plan.layouts, values, options.max_length, self.encoder.longest)
         key = (options.mode, options.reasoning, id(self.encoder))

@@ -232,38 +232,44 @@ PROBE_TOOL = {
 def uninvited_prompt(
     template: ChatTemplate, options: dict | None = None, *, tools: bool = False
 ) -> str:
-    """The generation prompt, if the template writes it even when nobody asked for it, else "".
+    """What the template writes behind every conversation, and takes back when it goes on, or "".
 
-    The first template of Llama 3 does: it opens an assistant turn after every conversation, a
-    finished one too. In a training sample that would be a header with nothing after it.
+    Most often that is the generation prompt, or its beginning, though nobody asked for it, as in
+    the first template of Llama 3; Phi 3 writes one more token. In a training sample it would be a
+    header with nothing after it, or text behind the stop.
     """
-    question, reply = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    question = {"role": "user", "content": "question"}
+    reply = {"role": "assistant", "content": "answer"}
     known = {"options": options or {}, "tools": [PROBE_TOOL] if tools else []}
     try:
-        asked = template.write([question], prompt=True, **known)
-        if asked != template.write([question], **known):
-            return ""
+        asked = template.write([question], **known)
         answered = template.write([question, reply], **known)
         followed = template.write([question, reply, question], **known)
     except MaskError:
         return ""
-    if not answered.startswith(asked) or followed.startswith(answered):
+    behind = answered.rfind("answer") + len("answer")
+    if behind < len("answer") or followed.startswith(answered):
         return ""  # What is at the end stays there, so it belongs to the turn.
     specials = special_pattern(template.specials)
-    if not specials.search(answered, len(asked)):
-        rest = answered[len(asked) :].partition("a")[2].lstrip()
-        return rest if asked.endswith(rest) else ""
-    start = len(asked)
-    while start < len(answered) and followed.startswith(answered[: start + 1]):
-        start += 1
-    # Here the reply's end is over: a question is followed by something else. But the two turns may
-    # open with the same token, the one that opens the first turn of all.
+    edges = {edge for match in specials.finditer(answered, behind) for edge in match.span()}
+    edges |= {behind}
+    edges |= {len(answered) - len(answered[edge:].lstrip()) for edge in edges}
+    fitting = [
+        edge
+        for edge in edges
+        if followed.startswith(answered[:edge]) and asked.endswith(answered[edge:])
+    ]
+    # A question is followed by something else than a reply is. But the two turns may open with the
+    # same token, so the tokenizer's own stop decides, or else the token that opens the first turn.
+    eos = template.variables.get("eos_token") or ""
+    at_stop = [edge for edge in fitting if eos and answered[:edge].endswith(eos)]
+    cut = max(at_stop or fitting, default=len(answered))
     opener = specials.search(asked.removeprefix(template.variables.get("bos_token") or ""))
-    shared = [match for match in specials.finditer(answered, len(asked)) if match.end() <= start]
-    if opener and shared and shared[-1][0] == opener[0]:
-        start = shared[-1].start()
-    rest = answered[start:]
-    return rest if asked.endswith(rest) else ""
+    if opener and not at_stop and answered[behind:cut].endswith(opener[0]):
+        cut = cut - len(opener[0]) if cut - len(opener[0]) in fitting else cut
+    if eos and answered[cut:].startswith(eos) and not specials.search(answered, behind, cut):
+        return ""  # it is how the last reply ends, and nothing else ends it
+    return answered[cut:]
 
 
 def rewritten(turn: int, shorter: str, longer: str, what: str) -> str:

@@ -7,6 +7,7 @@ text, a time or a memory that was exceeded; and every outcome is a mask or one s
 
 import gc
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from course_utils.batching import prepare
 from course_utils.conversation import Conversation, Message, conversation
 from course_utils.masking import MaskError, training_samples
 from course_utils.replies import prompt_ids, stop_ids
+from course_utils.sealing import MACHINES
 from course_utils.tokenizers import toy_tokenizer
 from course_utils.watching import Record, Watched, watched_template
 
@@ -304,45 +306,115 @@ def test_no_object_of_ours_holds_on_to_a_watched_text():
 # --- the process ---------------------------------------------------------------------------------
 
 
-def test_the_process_has_no_rights_left():
+def test_the_process_has_no_rights_left(tmp_path):
     """What code could do there if a hole in the sandbox let it in."""
     import subprocess
     import sys
 
     script = """
 import os, socket, subprocess, sys
-from course_utils.confined import give_up_rights, warm_up
+from course_utils.confined import warm_up
+from course_utils.sealing import seal
+canary, victim = sys.argv[1:]
 warm_up()
-give_up_rights()
+import ctypes, resource, signal
+filtered = seal(2**31)
+def reopened(act):
+    os.close(0)
+    return act()
 acts = {
     "read a file": lambda: open("/etc/passwd").read(),
-    "write a file": lambda: open(sys.argv[1], "w").write("x"),
+    "read a file in place of another": lambda: reopened(lambda: os.open("/etc/passwd", 0)),
+    "write a file": lambda: open(canary, "w").write("x"),
     "import": lambda: __import__("antigravity"),
     "connect": lambda: socket.socket(),
     "run": lambda: subprocess.run(["true"], check=True),
     "take memory": lambda: bytearray(2**32),
 }
+if filtered:
+    acts |= {
+        "delete": lambda: os.unlink(victim),
+        "rename": lambda: os.rename(victim, canary),
+        "shorten": lambda: os.truncate(victim, 0),
+        "make a folder": lambda: os.mkdir(canary),
+        "make a link": lambda: os.symlink("text", canary),
+        "change rights": lambda: os.chmod(victim, 0),
+        "fork": lambda: os.fork() or os._exit(0),
+        "become a program": lambda: os.execv("/sbin/ldconfig", ["ldconfig"]),
+        "send a signal": lambda: os.kill(os.getppid(), 0),
+        "look around": lambda: os.listdir("/"),
+        "limit others": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU),
+        "trace": lambda: 1 / (ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0),
+    }
+print("filtered", filtered)
 for name, act in acts.items():
     try:
         act()
     except BaseException:
         continue
     print("could", name)
-print("a shell ended with", os.system("echo x"))
+print("all tried", flush=True)
 """
+    victim, canary = tmp_path / "victim", tmp_path / "canary"
+    victim.write_text(SECRET)
     done = subprocess.run(
-        [sys.executable, "-c", script, "canary"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, canary, victim],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert "could" not in done.stdout and "a shell ended with" in done.stdout, done.stdout
-    assert "a shell ended with 0" not in done.stdout and not Path("canary").exists()
+    assert "all tried" in done.stdout and "could" not in done.stdout, done.stdout + done.stderr
+    assert victim.read_text() == SECRET and not canary.exists()
+    if sys.platform == "linux" and platform.machine() in MACHINES:
+        assert "filtered True" in done.stdout
 
 
-def test_the_process_sees_no_secret_of_the_environment(bounds, tokenizer):
+def test_the_process_takes_no_module_from_the_working_directory(bounds, tokenizer):
+    for name in ("json", "jinja2", "course_utils", "encodings", "re"):
+        (bounds / f"{name}.py").write_text("open('canary', 'w')")
     confinement._end()
     tokenizer.chat_template = BODY
     training_samples(CHATS[0], tokenizer)
-    child = confinement._process.child.pid
-    assert SECRET.encode() not in Path(f"/proc/{child}/environ").read_bytes()
+    assert not (bounds / "canary").exists()
+
+
+# Python expressions for what it answers to every request.
+WILD = [
+    r"b'{}\n' * 100_000",
+    r"b'[' * 200_000 + b'\n'",
+    r"""b'{"plan": 0, "values": {}}\n'""",
+    r"""b'{"plan": 0, "values": {"7": 3}, "layouts": []}\n'""",
+    r"""b'{"plan": 0, "values": {}, "layouts": [["a", [[1, null, 0, 0, 0, 9, 9]], 2, 0]]}\n'""",
+    r"""b'{"plan": 0, "values": {}, "layouts": [["a", [[1, null, -1, 0, 0, 1, 1]], 2, 0]]}\n'""",
+    r"""b'{"samples": [[["x"]]]}\n'""",
+    r"b'\xff\xfe\n'",
+    r"b'null\n'",
+    r"b'no newline'",
+]
+
+
+@pytest.mark.parametrize("answer", WILD)
+def test_whatever_the_process_answers_is_a_refusal_at_worst(answer, tokenizer, bounds, monkeypatch):
+    """As if a template had taken it over."""
+    started = f"""
+import sys
+out, answer = sys.stdout.buffer, {answer}
+out.write(b'{{"ready": true, "filtered": false}}\\n')
+out.flush()
+while size := sys.stdin.buffer.read(8):
+    sys.stdin.buffer.read(int.from_bytes(size, "big"))
+    out.write(answer)
+    out.flush()
+    if not answer.endswith(b"\\n"):
+        break
+"""
+    confinement._end()
+    monkeypatch.setattr(confinement, "_START", started)
+    tokenizer.chat_template = BODY + "{# taken over #}"
+    with pytest.raises(MaskError):
+        prepare(CHATS, tokenizer)
+    confinement._end()
 
 
 def test_it_ends_with_its_owner():
@@ -350,8 +422,6 @@ def test_it_ends_with_its_owner():
     import sys
 
     script = """
-from tiny_base import tiny_model, tiny_tokenizer
-
 from course_utils import confinement
 from course_utils.rendering import ChatTemplate
 confinement.Confined(ChatTemplate({"default": "x"}, {}, ())).write([{"role": "user"}])
