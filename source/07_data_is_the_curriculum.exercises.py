@@ -42,6 +42,7 @@ from course_utils.sources import Rejected
 # ```python
 # {"ticket": 7, "briefing": "Be brief.",
 #  "events": [{"actor": "customer", "body": "Where is my parcel?"},
+#             {"actor": "agent", "body": "Let me look."},
 #             {"actor": "lookup", "body": "depot 4"},
 #             {"actor": "agent", "body": "In depot 4."}]}
 # ```

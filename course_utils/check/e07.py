@@ -56,13 +56,14 @@ def _ticket(*events, **fields):
 
 TICKETS = [
     _ticket(("customer", "Hi"), ("agent", "Hello")),
+    _ticket(("agent", "Still there?"), ("customer", "Yes"), ("agent", "Good"), briefing=""),
     _ticket(
         ("customer", "Where is my parcel?"),
+        ("agent", "Let me look."),
         ("lookup", "depot 4"),
         ("agent", "In depot 4."),
         briefing="Be brief.",
     ),
-    _ticket(("agent", "Still there?"), ("customer", "Yes"), ("agent", "Good"), briefing=""),
     _ticket(("customer", " two\n spaces "), ("agent", "ok\n"), briefing=None),
     _ticket(("customer", "a"), ("customer", "b"), ("agent", "c"), briefing=" Formal "),
     _ticket(("customer", "Hi"), ("agent", "Hello"), briefing=" \n"),
