@@ -1514,8 +1514,10 @@ plt.show()
 
 # %% [markdown]
 # The tag runs a template for every conversation, and prefixes for every prefix, which grows with the
-# square of the number of turns. Marks run it once for a shape, and what is left is
-# encoding: with the same encoder as the unit ("exact") a little more than 1, with a faster one less.
+# square of the number of turns. Marks watch a template once for a shape. What remains for every
+# conversation is one plain rendering in the other process, with which its text is compared, and encoding.
+# With the same encoder as the unit ("exact") that costs about what the tag costs, or somewhat more; with a
+# faster one less than encoding alone.
 #
 # The fast one is tiktoken, built for byte-level BPE, where it is installed. Two
 # tokenizers that are *nearly* the same would be the worst bug of this lecture. So it has to prove
