@@ -135,24 +135,26 @@ def test_loading_leaves_what_transformers_reports_as_it_was(tiny_base):
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as loading one model asks for: course/tiny is `folder`."""
+    """As much of the Hub as loading models asks for: course/NAME is the folder NAME in `models`."""
 
-    folder: Path
+    models: Path
     asked: list[str]
 
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.asked.append(path)
-        listing = [{"type": "file", "path": p.name, "size": 0} for p in self.folder.iterdir()]
-        content = None
-        if path == "/api/models/course/tiny":
-            content = json.dumps({"id": "course/tiny", "sha": "0" * 40, "siblings": []}).encode()
-        elif path == "/api/models/course/tiny/tree/main":
+        id = path.removeprefix("/api/models").removeprefix("/course/")
+        name, _, rest = id.partition("/")
+        folder, content = self.models / name, None
+        found = folder.is_dir()
+        if found and path == f"/api/models/course/{name}":
+            content = json.dumps({"id": id, "sha": "0" * 40, "siblings": []}).encode()
+        elif found and path == f"/api/models/course/{name}/tree/main":
+            listing = [{"type": "file", "path": p.name, "size": 0} for p in folder.iterdir()]
             content = json.dumps(listing).encode()
-        elif path.startswith("/course/tiny/resolve/"):
-            file = self.folder / path.rpartition("/")[2]
+        elif found and rest.startswith("resolve/"):
+            file = folder / path.rpartition("/")[2]
             content = file.read_bytes() if file.is_file() else None
-        found = path.startswith(("/course/tiny/", "/api/models/course/tiny"))
         self.send_response(404 if content is None else 200)
         self.send_header("X-Repo-Commit", "0" * 40)
         if content is None:
@@ -172,31 +174,71 @@ class StandIn(http.server.BaseHTTPRequestHandler):
 
 
 ASK_THE_HUB = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import try_to_load_from_cache
 from course_utils.checkpoints import CheckpointError, load_base
-model, tokenizer = load_base("course/tiny")
-print(type(model).__name__, len(tokenizer))
-try:
-    load_base("course/none")
-except CheckpointError as error:
-    print(error)
+from course_utils.tokenizers import TokenizerError, load_tokenizer
+
+def attempts(id):
+    for load in (load_base, load_tokenizer):
+        try:
+            found = load(id)
+            yield f"{type(found[0]).__name__} {len(found[1])}" if load == load_base else "loaded"
+        except (CheckpointError, TokenizerError) as error:
+            yield f"{type(error).__name__}: {error}"
+
+said = {}
+for name in sys.argv[1:]:
+    id = f"course/{name}"
+    said[name] = list(attempts(id))
+    changed = name.partition("-changed-")[2]
+    if changed:
+        path = Path(try_to_load_from_cache(id, changed))
+        content = path.read_bytes()
+        other = content.replace(b"\\n", b" ") if path.suffix == ".json" else content[:-1] + b"@"
+        path.write_bytes(other)
+        said[name] += attempts(id)
+print(json.dumps(said))
 """
+SETTINGS = ["config.json", "tokenizer_config.json", "generation_config.json"]
+LARGE = ["model.safetensors", "tokenizer.json"]
 
 
-def ask_the_hub(script, folder, tmp_path):
-    """(what `script` printed, the paths it asked for) with a Hub that holds course/tiny."""
-    handler = type("Handler", (StandIn,), {"folder": folder, "asked": []})
+@pytest.fixture(scope="module")
+def stand_in(tiny_base, tmp_path_factory):
+    """What loading said of each model of a stand-in for the Hub, what it asked for, what code ran.
+
+    All in one process, and in one of its own: the Hub's address is read when its library is.
+    """
+    models, cache = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("cache")
+    ran = tmp_path_factory.mktemp("ran")
+    for name in ("plain", *(f"plain-changed-{file}" for file in LARGE)):
+        shutil.copytree(tiny_base, models / name)
+    for name in SETTINGS:
+        folder = Path(shutil.copytree(tiny_base, models / f"code-{name}"))
+        (folder / "evil.py").write_text(f"open({str(ran / name)!r}, 'w')")
+        settings = json.loads((folder / name).read_text())
+        names = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]}
+        (folder / name).write_text(json.dumps(settings | {"auto_map": names}))
+    folder = Path(shutil.copytree(tiny_base, models / "pickle"))
+    (folder / "model.safetensors").rename(folder / "x.bin")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "x.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    handler = type("Handler", (StandIn,), {"models": models, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {
         **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
+        "HF_HOME": str(cache),
         "NO_PROXY": "127.0.0.1",
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script],
-            input="yes\n" * 9,
+            [sys.executable, "-c", ASK_THE_HUB, "none", *(p.name for p in models.iterdir())],
+            input="yes\n" * 99,
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -206,81 +248,43 @@ def ask_the_hub(script, folder, tmp_path):
         server.shutdown()
         server.server_close()
     assert done.returncode == 0, done.stderr
-    return done.stdout, handler.asked
+    said = json.loads(done.stdout)
+    asked = {name: [path for path in handler.asked if f"/{name}/" in path] for name in said}
+    return said, asked, [path.name for path in ran.iterdir()]
 
 
-def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(tiny_base, tmp_path):
-    said, asked = ask_the_hub(ASK_THE_HUB, tiny_base, tmp_path)
-    loaded, refused = said.strip().splitlines()
-    assert loaded == "LlamaForCausalLM 304"
-    assert any(path.endswith("/model.safetensors") for path in asked)
-    assert refused.startswith("course/none: cannot load this model. It is neither a folder here")
+def test_a_hub_id_is_downloaded_and_an_unknown_one_gets_one_clear_error(stand_in):
+    said, asked, _ = stand_in
+    assert said["plain"] == ["LlamaForCausalLM 304", "loaded"]
+    assert any(path.endswith("/model.safetensors") for path in asked["plain"])
+    refused, _ = said["none"]
+    start = "CheckpointError: course/none: cannot load this model. It is neither a folder here"
+    assert refused.startswith(start)
     names = "course-base, gemma-3-270m, smollm2-135m, qwen3-0.6b-base"
-    assert f"Named bases: {names}." in refused
+    assert f"Named bases: {names}." in refused and "\n" not in refused
 
 
-REFUSED_BY_BOTH = """
-from course_utils.checkpoints import CheckpointError, load_base
-from course_utils.tokenizers import TokenizerError, load_tokenizer
-for load in (load_base, load_tokenizer):
-    try:
-        print("loaded", load("course/tiny"))
-    except (CheckpointError, TokenizerError) as error:
-        print(type(error).__name__, error)
-"""
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_code_on_the_hub_is_refused_before_it_is_fetched(name, tiny_base, tmp_path):
-    folder = Path(shutil.copytree(tiny_base, tmp_path / "tiny"))
-    marker = tmp_path / "ran"
-    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
-    settings = json.loads((folder / name).read_text())
-    names = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]}
-    (folder / name).write_text(json.dumps(settings | {"auto_map": names}))
-    said, asked = ask_the_hub(REFUSED_BY_BOTH, folder, tmp_path / "cache")
-    by_model, by_tokenizer = said.strip().splitlines()
+@pytest.mark.parametrize("name", SETTINGS)
+def test_code_on_the_hub_is_refused_before_it_is_fetched(name, stand_in):
+    said, asked, ran = stand_in
+    by_model, by_tokenizer = said[f"code-{name}"]
     assert by_model.startswith("CheckpointError") and by_tokenizer.startswith("TokenizerError")
     assert all(f"{name} has auto_map" in line for line in (by_model, by_tokenizer))
-    assert not marker.exists()
-    assert not any(path.endswith((".py", ".safetensors")) for path in asked)
+    assert not ran
+    assert not any(path.endswith((".py", ".safetensors")) for path in asked[f"code-{name}"])
 
 
-TAMPERED = """
-import sys
-from pathlib import Path
-from course_utils.checkpoints import CheckpointError, load_base
-from course_utils.tokenizers import TokenizerError, load_tokenizer
-from huggingface_hub import try_to_load_from_cache
-load_base("course/tiny")
-path = Path(try_to_load_from_cache("course/tiny", sys.argv[1]))
-content = path.read_bytes()
-path.write_bytes(content.replace(b"\\n", b" ") if path.suffix == ".json" else content[:-1] + b"@")
-for load in (load_base, load_tokenizer):
-    try:
-        load("course/tiny")
-        print("loaded")
-    except (CheckpointError, TokenizerError) as error:
-        print(error)
-"""
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_file_of_the_hub_that_changed_in_the_cache_is_refused(name, stand_in):
+    before, _, refused, _ = stand_in[0][f"plain-changed-{name}"]
+    assert before == "LlamaForCausalLM 304"
+    assert f"{name} has changed since it was fetched from the Hub. Delete " in refused
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_large_file_of_the_hub_that_changed_in_the_cache_is_refused(name, tiny_base, tmp_path):
-    script = TAMPERED.replace("sys.argv[1]", repr(name))
-    said, _ = ask_the_hub(script, tiny_base, tmp_path)
-    refused = said.splitlines()[0]
-    assert f"{name} has changed since it was fetched from the Hub. Delete " in refused, said
-
-
-def test_an_index_on_the_hub_that_names_a_pickle_is_refused(tiny_base, tmp_path):
-    folder = Path(shutil.copytree(tiny_base, tmp_path / "tiny"))
-    (folder / "model.safetensors").rename(folder / "x.bin")
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "x.bin"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    said, asked = ask_the_hub(REFUSED_BY_BOTH, folder, tmp_path / "cache")
-    assert "names 'x.bin', which is not a safetensors file" in said.splitlines()[0]
-    assert not any(path.endswith(".bin") for path in asked)
+def test_an_index_on_the_hub_that_names_a_pickle_is_refused(stand_in):
+    said, asked, _ = stand_in
+    assert "names 'x.bin', which is not a safetensors file" in said["pickle"][0]
+    assert not any(path.endswith(".bin") for path in asked["pickle"])
 
 
 def test_a_hub_id_without_the_hub_gets_one_clear_error(monkeypatch):

@@ -115,7 +115,8 @@ def test_the_tool_records_any_base(tiny_base, tmp_path, capsys, monkeypatch):
 
 
 def test_the_tool_names_a_base_that_it_cannot_load(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Not the variable: it counts only before the library is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert record_base.main(["no-such-base", "--output", str(tmp_path / "x.json")]) == 2
     assert "no-such-base: cannot load this model" in capsys.readouterr().err
 
