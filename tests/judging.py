@@ -10,6 +10,8 @@ import copy
 import json
 import re
 import unicodedata
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -84,15 +86,20 @@ class Writer:
         if longer.startswith(exchange) or behind < len("answer"):
             return ""
         edges = {edge for match in self.pattern.finditer(exchange, behind) for edge in match.span()}
-        edges |= {n for n in range(behind, len(exchange)) if exchange[n - 1].isspace()}
+        edges |= {n for n in range(behind, len(exchange)) if exchange[n - 1] == "\n"} | {behind}
+        edges |= {len(exchange) - len(exchange[edge:].lstrip()) for edge in edges}
         fitting = [
             edge
-            for edge in sorted(edges | {behind})
+            for edge in sorted(edges)
             if longer.startswith(exchange[:edge]) and question.endswith(exchange[edge:])
         ]
         eos = self.tokenizer.eos_token or ""
         at_stop = [n for n in fitting if eos and exchange[:n].endswith(eos)]
-        return exchange[(at_stop or fitting)[-1] :] if fitting else ""
+        cut = max(at_stop or fitting, default=len(exchange))
+        # A stop that only the last reply has is one all the same.
+        last_words = eos and exchange[cut:].strip().startswith(eos)
+        stays = last_words and not self.pattern.search(exchange, behind, cut)
+        return "" if stays else exchange[cut:]
 
 
 @dataclass
@@ -156,9 +163,14 @@ class Views:
         # No end of turn is written: the model stops where another turn would open.
         if opening := self._opening(reply, until.text[:limit]):
             return End(until.until(limit, opening), limit + len(opening), "opening", added=True)
-        tail = until.text[start:limit].rpartition(self.messages[reply]["content"].strip())[2]
+        _, last = self._last_text(reply, until.text[:limit], start)
+        tail = until.text[last:limit]
         kind = "text" if tail.strip() else "space" if tail else "none"
         return End(until, limit, kind)
+
+    def is_empty(self, reply: int) -> bool:
+        """Does the template write nothing at all for this reply, not even how it stops?"""
+        return self.end(reply).end == len(self(reply, prompt=True).text)
 
     def _opening(self, reply: int, before: str) -> str:
         """The special token with which the turn after this reply begins; "" if there is none."""
@@ -166,27 +178,53 @@ class Views:
             if self.messages[reply + 1]["role"] == "assistant":
                 return ""  # The model itself goes on.
             longer = self(reply + 2)
-            if longer.text.startswith(before):
-                return _token_at(longer, len(before))
-        called = bool(self.messages[reply].get("tool_calls"))
-        following = {"role": "tool" if called else "user", "content": "x"}
-        longer = self(reply + 1, more=(following,))
-        if longer.text.startswith(before):
-            return _token_at(longer, len(before))
-        # The template writes this reply in another way once it is history. How a turn opens does
-        # not depend on what was said before.
-        asked = {"role": "user", "content": "question"}
-        answered = {"role": "assistant", "content": "answer"}
-        if called:
-            answered |= {"content": "", "tool_calls": self.messages[reply]["tool_calls"]}
-        shorter = self.writer.render([asked, answered], self.tools)
-        longer = self.writer.render([asked, answered, following], self.tools)
-        found = self.writer.pattern.match(longer, len(shorter))
-        return found[0] if found and longer.startswith(shorter) else ""
+        else:
+            try:
+                longer = self(reply + 1, more=(self._following(reply),))
+            except Exception:  # The template's own refusal: nothing tells how a turn would open.
+                return ""
+        place = len(before)
+        if not longer.text.startswith(before):
+            # The template writes this reply in another way once it is history.
+            last, end = self._last_text(reply, before)
+            place = -1
+            for _ in range(before.count(last, 0, end) if last else 0):
+                place = longer.text.find(last, place + 1)
+            if place >= 0 and longer.text.startswith(before[end:], place + len(last)):
+                place += len(last) + len(before) - end
+            else:
+                return ""
+        return next((token for a, _, token in longer.written if a == place), "")
+
+    def _following(self, reply: int) -> dict:
+        """A message that may follow a reply that comes last."""
+        if not (called := self.messages[reply].get("tool_calls")):
+            return {"role": "user", "content": "x"}
+        call = called[-1]
+        answer = {"role": "tool", "content": "x", "name": call["function"]["name"]}
+        return answer | ({"tool_call_id": call["id"]} if "id" in call else {})
+
+    def _last_text(self, reply: int, text: str, start: int = 0) -> tuple[str, int]:
+        """The reply's text that comes last from `start` on, and where it ends; ("", start)."""
+        found = [("", start)]
+        for leaf in _leaves(self.messages[reply]):
+            leaf = leaf.split("</think>")[-1].strip()
+            if leaf and (place := text.rfind(leaf, start)) >= 0:
+                found.append((leaf, place + len(leaf)))
+        return max(found, key=lambda item: item[1])
 
 
-def _token_at(view: View, place: int) -> str:
-    return next((token for a, _, token in view.written if a == place), "")
+def _leaves(value) -> list[str]:
+    """The texts of a message, without its role."""
+    if isinstance(value, dict):
+        return [t for key, item in value.items() if key != "role" for t in _leaves(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _leaves(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def _is_blank(message: Message) -> bool:
+    return not (message.content.strip() or message.tool_calls or message.role != "assistant")
 
 
 @dataclass(frozen=True)
@@ -231,6 +269,16 @@ def complaints(conversation: Conversation, samples, writer: Writer) -> list[str]
         except Exception as error:  # The template's own refusal, of whatever kind.
             found.append(f"what a server would send cannot be rendered: {error!r}"[:120])
     trained = [n for n, m in enumerate(conversation) if m.role == "assistant" and m.train]
+    with suppress(Exception):  # said above
+        empty = {reply for reply in trained if reply not in graded and views.is_empty(reply)}
+        trained = [reply for reply in trained if reply not in empty]
+        kinds = Counter(views.end(reply).kind for reply in trained)
+        least = len(empty) + kinds["none"]
+        # White space, or text behind a reply without a text of its own, may be taken for a stop.
+        most = least + kinds["space"] + kinds["text"] * any(map(_is_blank, conversation))
+        counted = sum(sample.unstopped for sample in samples)
+        if not least <= counted <= most:
+            found.append(f"{least} replies have no stop, and {counted} are counted")
     if sorted(graded) != trained:
         found.append(f"graded are the turns {graded}, trained are {trained}")
     return found
@@ -257,15 +305,12 @@ def _run_complaints(conversation, sample, run, views: Views) -> list[str]:
 
 
 def _stop_complaints(sample, views: Views) -> list[str]:
-    """Every graded reply ends with a token at which the model stops, or it is counted."""
-    found, ends = [], [views.end(run.message).kind for run in sample.graded]
-    for run, kind in zip(sample.graded, ends, strict=True):
+    """Where there is a token at which the model stops, the graded reply ends with it."""
+    found = []
+    for run in sample.graded:
         special = sample.input_ids[run.end - 1] in views.writer.control
-        if special != (kind in ("special", "opening")):
+        if special != (views.end(run.message).kind in ("special", "opening")):
             found.append(f"turn {run.message}: the graded reply does not end where it stops")
-    least = ends.count("none")
-    if not least <= sample.unstopped <= least + ends.count("space"):
-        found.append(f"{least} replies have no stop, and {sample.unstopped} are counted")
     return found
 
 

@@ -17,6 +17,7 @@ counts here is the same: special tokens are single ids that text must never yiel
 are what the template's family has.
 """
 
+import contextlib
 import copy
 import re
 from dataclasses import dataclass
@@ -95,17 +96,27 @@ FAMILIES: dict[str, tuple[str, str | None, str | None]] = {
     "smolvlm": ("qwen3", "<|im_start|>", "<end_of_utterance>"),
 }
 
-# Control words in a template's source. Tags such as <think> and <tool_call> are not among them:
-# where a family has them as tokens, it does not call them special.
+# Control words in a template. Tags such as <think> and <tool_call> are not among them: where a
+# family has them as tokens, it does not call them special.
 CONTROL_WORDS = re.compile(
-    r"<\|[^<>|\s]+\|>|<｜[^<>\s]+｜>|<\|[a-z_]+>|<[a-z_]+\|>"
-    r"|</?s>|<image>|<end_of_utterance>|<(?:start|end)_of_\w+>|\[gMASK\]|<sop>"
+    r"<\|[^<>|\s{}+]+\|>|<｜[^<>\s{}+]+｜>|〈\|\w+\|〉|\[\|\w+\|\]"  # <|im_end|>, <｜User｜>
+    r"|<\|[A-Za-z_]+>|<[A-Za-z_]+\|>"  # <|turn>, <turn|>
+    r"|</?s>|<(?:bos|eos|pad|unk|sep|eod|sop|eop|image)>|<(?:BOS|EOS|PAD)_TOKEN>"
+    r"|<(?:start|begin|beginning|end)_(?:of|function)_\w+>|\[(?:gMASK|BOS|EOS)\]"
+    r"|<SPECIAL_\d+>|<extra_id_\d+>|</?(?:seed|minimax):\w+>|</?longcat_\w+>|\]~!?b[\[\]]|\[e~\["
+)
+# Mistral's brackets are tokens since its second version, which brought tools; before that, text.
+BRACKETS = re.compile(
+    r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|TOOL_CONTENT|CALL_ID|ARGS"
+    r"|THINK|MODEL_SETTINGS|IMG|IMG_BREAK|IMG_END)\]"
 )
 
 
-def control_words(source: str) -> tuple[str, ...]:
-    """The special tokens that a template's source names, in alphabetical order."""
-    return tuple(sorted(set(CONTROL_WORDS.findall(re.sub(r"\{#.*?#\}", "", source, flags=re.S)))))
+def control_words(text: str) -> tuple[str, ...]:
+    """The special tokens that a template names, or a text holds, in alphabetical order."""
+    text = re.sub(r"\{#.*?#\}", "", text, flags=re.S)
+    brackets = {word for word in BRACKETS.findall(text) if "[AVAILABLE_TOOLS]" in text}
+    return tuple(sorted(brackets | set(CONTROL_WORDS.findall(text))))
 
 
 def family_of(name: str) -> str:
@@ -145,7 +156,12 @@ def _family_tokenizer(base: str, bos: str | None, eos: str | None):
         if FAMILIES[family_of(item.name)] == (base, bos, eos)
         for word in control_words(item.source)
     ]
-    words += [word for word in (bos, eos) if word]
+    return with_special_tokens(tokenizer, tuple(dict.fromkeys(words)), bos, eos)
+
+
+def with_special_tokens(tokenizer, words: tuple[str, ...], bos: str | None, eos: str | None):
+    """A copy of the tokenizer that has these special tokens, and this bos and eos, as well."""
+    words = [*words, *(word for word in (bos, eos) if word)]
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     missing = [word for word in dict.fromkeys(words) if word not in special]
     if not (missing or bos or eos):
@@ -156,3 +172,67 @@ def _family_tokenizer(base: str, bos: str | None, eos: str | None):
     )
     tokenizer.bos_token, tokenizer.eos_token = bos, eos or tokenizer.eos_token
     return tokenizer
+
+
+# --- templates of which nothing is known but their source ----------------------------------------
+
+# Where a template names none of these, it is taken for one of a family that has <s> and </s>.
+BOS = "<|begin_of_text|> <bos> <｜begin▁of▁sentence｜> <BOS_TOKEN> <|startoftext|> [BOS] <seed:bos>"
+EOS = (
+    "<|im_end|> <|eot_id|> <|END_OF_TURN_TOKEN|> <｜end▁of▁sentence｜> <|return|> <turn|> "
+    "<end_of_turn> <|eot|> <|end_of_text|> <|endofturn|> [|endofturn|] <|role_end|> <seed:eos> "
+    "<end_of_utterance> <|EOT|> <|endoftext|> <eos>"
+)
+# What opens a turn -> bos, where the template has only the variable.
+BOS_BY_OPENING = {
+    "<|start_header_id|>": "<|begin_of_text|>",
+    "<start_of_turn>": "<bos>",
+    "<|turn>": "<bos>",
+    "<｜User｜>": "<｜begin▁of▁sentence｜>",
+    "<|START_OF_TURN_TOKEN|>": "<BOS_TOKEN>",
+    "[|user|]": "[BOS]",
+}
+PROBES = (
+    ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
+    ({"role": "system", "content": "a"}, {"role": "user", "content": "b"}),
+)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The special tokens of a template's tokenizer, as far as its source tells."""
+
+    words: tuple[str, ...]
+    bos: str
+    eos: str
+
+
+def guess(*sources: str) -> Guess:
+    """Guess from the source of one template, or of several that one tokenizer has."""
+    words = {word for source in sources for word in control_words(source)}
+    bos = next((word for word in BOS.split() if word in words), None)
+    bos = bos or next((b for opening, b in BOS_BY_OPENING.items() if opening in words), "<s>")
+    eos = next((word for word in EOS.split() if word in words), "</s>")
+    for source in sources:  # A name may be put together: '<|' + role + '|>'.
+        words |= {word for text in _written(source, bos, eos) for word in control_words(text)}
+    return Guess(tuple(sorted(words)), bos, eos)
+
+
+def _written(source: str, bos: str, eos: str):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for messages in PROBES:
+        with contextlib.suppress(Exception):  # whatever the template says to them
+            (text,), _ = render_jinja_template(
+                [list(messages)],
+                chat_template=source,
+                add_generation_prompt=True,
+                bos_token=bos,
+                eos_token=eos,
+            )
+            yield text
+
+
+def borrowed(guessed: Guess):
+    """Qwen3's real tokenizer with the special tokens that were guessed."""
+    return with_special_tokens(real_tokenizer("qwen3"), guessed.words, guessed.bos, guessed.eos)
