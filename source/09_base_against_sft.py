@@ -380,7 +380,8 @@ show.table(
 #     python -m course_utils.comparison --base gemma-3-270m --tuned runs/first \
 #         --output data/recorded/comparison_gemma-3-270m.json
 #
-# (The record is of an earlier run of that command than the one whose loss lecture 8 shows.)
+# (The record is of an earlier run of that command than the one whose loss lecture 8 shows. The file is already there,
+# so to repeat it choose another name, or add `--overwrite`.)
 #
 # **Predict first.** Its pretraining documents had an end, so it *can* stop. Which rows will look like those
 # of `course-base`, and which will not?
