@@ -1,5 +1,7 @@
 """Fixtures that several test files share: tokenizers are made or loaded once."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -8,6 +10,12 @@ from hypothesis import settings
 settings.register_profile("course", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("course")
+
+
+def how_many(usual: int, thorough: int) -> int:
+    """How many random examples a test draws: with COURSE_THOROUGH=1 more than each run needs."""
+    return thorough if os.environ.get("COURSE_THOROUGH") else usual
+
 
 TOY_TEXTS = ["Water boils at 100 degrees Celsius. Hi! User: hello\n\nAssistant: Answer yes.\n"] * 8
 

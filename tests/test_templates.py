@@ -20,6 +20,7 @@ from chats import (
     canonical,
     canonical_chats,
 )
+from conftest import how_many
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -148,7 +149,9 @@ def test_spans_say_kind_turn_and_role(family):
 def test_round_trip(family):
     seen = []
 
-    @settings(max_examples=2000, suppress_health_check=QUICK)
+    count = how_many(500, 2000)
+
+    @settings(max_examples=count, suppress_health_check=QUICK)
     @given(canonical_chats(family))
     def inverse(chat):
         seen.append(chat)
@@ -156,7 +159,7 @@ def test_round_trip(family):
         assert parse(text, family) == chat
 
     inverse()
-    assert len(seen) >= 2000
+    assert len(seen) >= count
     texts = {text for chat in seen for text in (m.content for m in chat)}
     assert {"", "<|im_end|", "[/INST"} <= texts
     assert sum("\n" in text for text in texts) > 100
@@ -553,8 +556,10 @@ def outcome(make, *arguments, **options):
 def test_jinja_equals_python_with_tools_or_both_refuse(family, generation_tag, toy):
     tokenizer = toy(chat_template(family, generation_tag=generation_tag))
     outcomes = {"refused": 0, "equal": 0, "equal with more": 0}
+    # Of families that write no tools one in ten is not refused.
+    count = 200 if family in ("chatml", "llama3") else 400
 
-    @settings(max_examples=200, suppress_health_check=QUICK)
+    @settings(max_examples=count, suppress_health_check=QUICK)
     @given(rich_chats(family))
     def same(chat):
         for prompt in (False, True)[: 1 + (chat.roles[-1] != "assistant")]:

@@ -11,6 +11,7 @@ import time
 import pytest
 import real_templates
 from chats import FRAGMENTS
+from conftest import how_many
 
 from course_utils.conversation import Conversation, load_conversations
 from course_utils.sources import (
@@ -809,16 +810,17 @@ class Drawn:
         return {"question": texts[0], "answer": answer}, expected
 
 
+RECORDS = how_many(400, 2000)
 WRITERS = {source: source.replace("-", "_") for source in SOURCES} | {"messages": "openai"}
 SHAPES = [*WRITERS.items(), ("sharegpt", "hermes")]
 
 
 @pytest.mark.filterwarnings("ignore::course_utils.records.ConversationWarning")
 @pytest.mark.parametrize(("source", "shape"), SHAPES, ids=[shape for _, shape in SHAPES])
-def test_2000_random_records(source, shape, tmp_path):
+def test_random_records(source, shape, tmp_path):
     """What goes in comes out exactly, is written, and is what the loader reads."""
     lines, wanted = [], []
-    for seed in range(2000):
+    for seed in range(RECORDS):
         drawn = Drawn(f"{shape} {seed}", may_have_ids=shape != "sharegpt")
         record, expected = getattr(drawn, shape)()
         lines.append(json.dumps(record, ensure_ascii=seed % 2 == 0) + "\n")
@@ -827,7 +829,7 @@ def test_2000_random_records(source, shape, tmp_path):
     report = convert_file(tmp_path / "in.jsonl", source, tmp_path / "out.jsonl")
     assert not report.rejections, str(report)
     chats = load_conversations(tmp_path / "out.jsonl")
-    assert len(chats) == report.sources[source].records == 2000
+    assert len(chats) == report.sources[source].records == RECORDS
     for chat, (expected, tools) in zip(chats, wanted, strict=True):
         record = chat.as_record()
         assert exactly(record["messages"]) == exactly(expected)
@@ -842,9 +844,9 @@ def exactly(value):
 @pytest.mark.filterwarnings("ignore::course_utils.records.ConversationWarning")
 @pytest.mark.parametrize("source", SOURCES)
 def test_whatever_is_converted_can_be_loaded(source, tmp_path):
-    """2,000 damaged records: each is converted or rejected, and what is written can be loaded."""
+    """Damaged records: each is converted or rejected, and what is written can be loaded."""
     lines, draw = [], random.Random(source)
-    for seed in range(2000):
+    for seed in range(RECORDS):
         record, _ = getattr(Drawn(f"{source} {seed}"), WRITERS[source])()
         for _ in range(draw.randint(1, 2)):
             _damage(record, draw)
@@ -852,8 +854,9 @@ def test_whatever_is_converted_can_be_loaded(source, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(lines))
     report = convert_file(tmp_path / "in.jsonl", source, tmp_path / "out.jsonl")
     tally = report.sources[source]
-    assert tally.records == 2000 == tally.converted + tally.rejected
-    assert tally.converted > 50 and tally.rejected > 500 and set(tally.reasons) <= set(REASONS)
+    assert tally.records == RECORDS == tally.converted + tally.rejected
+    assert tally.converted > RECORDS / 40 and tally.rejected > RECORDS / 4
+    assert set(tally.reasons) <= set(REASONS)
     assert len(load_conversations(tmp_path / "out.jsonl")) == tally.conversations
 
 
