@@ -13,18 +13,25 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import astuple
+from hashlib import blake2b
 from itertools import count
 
+from course_utils.confinement import RUNS
 from course_utils.conversation import Conversation, Message
 from course_utils.layouts import Planner
 from course_utils.plans import Plan, fill, is_mark
 from course_utils.rendering import ChatTemplate, MaskError, said_by
-from course_utils.rerendering import PROBE_TOOL, STEERED, rendered_spans
+from course_utils.rerendering import (
+    PROBE_TOOL,
+    STEERED,
+    check_control_tokens,
+    guarded,
+    rendered_spans,
+)
 from course_utils.sealing import seal
 from course_utils.tokenizers import special_pattern
-from course_utils.watching import Unwatchable
+from course_utils.watching import FIRST_MARK, Unwatchable
 
-RUNS = 15  # times the limit of one run that all runs for one conversation may take
 MEMORY = 2**31  # bytes that templates may take
 LONGEST = 2**26  # characters of one text
 KEPT_PLANNERS = 64
@@ -40,9 +47,15 @@ def main() -> None:
     _send(answers, {"ready": True, "filtered": seal(MEMORY)})
     work = Work()
     while size := requests.read(8):
-        seconds, *request = pickle.loads(requests.read(int.from_bytes(size, "big")))
+        data = requests.read(int.from_bytes(size, "big"))
+        seconds, *request = pickle.loads(data)
         Limited.begin(seconds, answers)
-        _send(answers, work.answer(*request))
+        # Named after the request, so that it is never taken for the answer to a different one.
+        _send(answers, work.answer(*request) | {"of": name_of_request(data)})
+
+
+def name_of_request(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _send(file, answer: dict) -> None:
@@ -154,6 +167,24 @@ class Work:
     def write(self, template: int, messages: list[dict], tools, prompt: bool, options: dict):
         text = self.templates[template].write(messages, tools=tools, prompt=prompt, options=options)
         return {"text": _bounded(text)}
+
+    def prompt(self, template: int, conversation: tuple, piecewise: bool) -> dict:
+        """What is sent for a reply: with marks and values, or as text with guards in it."""
+        conversation = from_plain_data(*conversation)
+        own, options = self.templates[template], conversation.template_options
+        planner = self._planner(template, bool(conversation.tools), options)
+        try:
+            if not piecewise:
+                raise Unwatchable("this tokenizer encodes a piece alone in another way")
+            marked, record = planner.prompt(conversation)
+        except Unwatchable:
+            given = {"tools": list(conversation.tools), "options": options}
+            messages = guarded(conversation, own.specials).as_messages()
+            text = own.write(messages, prompt=True, **given)
+            check_control_tokens(own, conversation, text, given, prompt=True)
+            return {"guarded": _bounded(text)}
+        numbers = {ord(mark) - FIRST_MARK for mark in filter(is_mark, marked)}
+        return {"marked": marked, "values": {n: record.values[n] for n in numbers}}
 
     def spans(self, template: int, conversation, only_last: bool, options: dict) -> dict:
         rendered = rendered_spans(

@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -25,12 +27,13 @@ from weakref import WeakKeyDictionary
 from course_utils.backends import LockOfThisProcess
 from course_utils.conversation import Conversation
 from course_utils.plans import Layout, Turn
-from course_utils.rendering import ChatTemplate, MaskError, template_of
+from course_utils.rendering import ChatTemplate, MaskError, one_line, template_of
 
 SECONDS = 20  # of the processor's time, for one run of a template
 WALL = 10  # times as long by the clock, on a busy machine
+RUNS = 15  # times the limit of one run that all runs for one conversation may take
 STARTING = 300  # for the process itself
-LONGEST_ANSWER = 2**29  # bytes
+LONGEST_ANSWER = 2**28  # bytes
 FORGIVEN = 2  # conversations of one request at which a template may exceed its bounds
 AHEAD = 64  # requests that wait in the process
 
@@ -83,11 +86,15 @@ class KnownPlan:
             Layout(marked, tuple(Turn(*turn) for turn in turns), messages, unstopped=unstopped)
             for marked, turns, messages, unstopped in layouts
         ]
+        _demand(len(layouts) > 0)
         for layout in self.layouts:
+            _demand(isinstance(layout.marked, str) and _whole(layout.messages, 10**9))
+            _demand(_whole(layout.unstopped, len(layout.turns)))
             for turn in layout.turns:
                 places = [turn.start, turn.answer, turn.stop, turn.end, turn.after]
-                if not 0 <= min(places) <= max(places) <= len(layout.marked):
-                    raise ValueError("a plan with places outside of its text")
+                places += [] if turn.head is None else [turn.head]
+                _demand(_whole(turn.message, layout.messages - 1))
+                _demand(all(_whole(place, len(layout.marked)) for place in places))
         self.compiled: dict = {}
 
 
@@ -120,13 +127,15 @@ class Process:
             threading.Thread(target=work, daemon=True).start()
         try:
             self.filtered = self.receive(STARTING)["filtered"]
-        except (TimeoutError, EOFError, ValueError):
+        except (TimeoutError, EOFError, ValueError, KeyError):
             self.end()
             raise MaskError("the process in which chat templates run cannot be started.") from None
 
-    def send(self, *request) -> None:
+    def send(self, *request) -> str:
+        """Send a request; returns its name, which the answer must bear."""
         data = pickle.dumps((SECONDS, *request))
         self.requests.put(len(data).to_bytes(8, "big") + data)
+        return blake2b(data, digest_size=16).hexdigest()
 
     def receive(self, seconds: float) -> dict:
         """The next answer; `TimeoutError` if there is none in this time, `EOFError` at the end."""
@@ -136,7 +145,21 @@ class Process:
             raise TimeoutError from None
         if not line.endswith(b"\n"):
             raise EOFError
-        return json.loads(line)
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("an answer that is no object")
+        return answer
+
+    def answer(self, request: str) -> dict:
+        """The answer to the request of this name; `TimeoutError`, `EOFError`, or `ValueError`."""
+        deadline = time.monotonic() + RUNS * WALL * SECONDS
+        while time.monotonic() < deadline:
+            answer = self.receive(WALL * SECONDS)
+            if answer.get("of") == request:
+                return answer
+            if answer != {"busy": True}:
+                raise ValueError("an answer to something else")
+        raise TimeoutError
 
     def wait(self) -> int:
         """How the process ended, which it has or is about to."""
@@ -163,6 +186,8 @@ class Process:
         self._hand_over(b"")
 
     def _hand_over(self, line: bytes) -> None:
+        while len(line) > 2**20 and not (self.answers.empty() or self.ended):
+            time.sleep(0.01)  # long lines one at a time
         while not self.ended:
             with contextlib.suppress(queue.Full):
                 self.answers.put(line, timeout=1)
@@ -211,6 +236,11 @@ class Confined:
         (answer,) = self.ask([("write", messages, tools, prompt, options or {})])
         return _accepted(answer)["text"]
 
+    def prompt(self, chat: Conversation, piecewise: bool) -> dict:
+        """What a server sends so that a reply comes next; see `Work.prompt`."""
+        (answer,) = self.ask([("prompt", as_plain_data(chat), piecewise)])
+        return _accepted(answer)
+
     def stops(self) -> list[str]:
         """What a model must write to end an answer, then a call: a special token, or other text."""
         (answer,) = self.ask([("stops",)])
@@ -232,48 +262,48 @@ class Confined:
                     _end()  # answers would come that nobody waits for
 
     def _exchange(self, requests: Sequence[tuple]) -> list[dict]:
-        answers, sent, process = [], 0, None
-        failures, blamed, waiting = 0, -1, 0
+        answers: list[dict] = []
+        failures, blamed, process, names = 0, -1, None, []
         while len(answers) < len(requests):
             if failures >= FORGIVEN:
                 return answers + [answers[-1]] * (len(requests) - len(answers))
-            if process is None:
-                process = _running()
-                if self.number not in process.templates:
-                    process.templates.add(self.number)
-                    own = self.template
-                    process.send("template", self.number, own.sources, own.variables, own.specials)
-                    waiting = 1  # for its answer
-            while sent < min(len(requests), len(answers) + AHEAD):
-                kind, *arguments = requests[sent]
-                process.send(kind, self.number, *arguments)
-                sent += 1
             answer, ended = None, 0
             try:
-                answer = process.receive(WALL * SECONDS)
-                if "busy" in answer:
-                    continue
-                if waiting:
-                    waiting = 0
-                    continue
+                if process is None:
+                    process, names, start = _running(), [], len(answers)
+                    self._introduce(process)
+                while len(names) < min(len(requests) - start, len(answers) - start + AHEAD):
+                    kind, *arguments = requests[start + len(names)]
+                    names.append(process.send(kind, self.number, *arguments))
+                answer = process.answer(names[len(answers) - start])
                 if not answer.get("spent"):
-                    answers.append(_with_plan(process, answer))
+                    answers.append(_checked(process, answer))
                     continue
             except TimeoutError:
                 answer = {"refused": ENDLESS.format(SECONDS)}
             except EOFError:
                 ended = process.wait()
+            except MaskError:
+                raise
             except Exception:  # an answer that cannot be one
                 answer = None
             _end()
-            process, waiting, sent = None, 0, len(answers)
+            process = None
             if answer is None and ended != -XCPU and blamed < len(answers):
                 blamed = len(answers)  # somebody else may have ended it: once more
                 continue
             failures += 1
             spent = ENDLESS.format(SECONDS) if ended == -XCPU else BROKEN
-            answers.append({"refused": answer["refused"] if answer else spent})
+            answers.append({"refused": one_line(answer.get("refused", spent)) if answer else spent})
         return answers
+
+    def _introduce(self, process: Process) -> None:
+        """Make the template known to the process."""
+        if self.number not in process.templates:
+            own = self.template
+            name = process.send("template", self.number, own.sources, own.variables, own.specials)
+            process.answer(name)
+            process.templates.add(self.number)
 
 
 ENDLESS = "the chat template did not come to an end within {} seconds."
@@ -281,17 +311,29 @@ BROKEN = "the chat template broke the process that it ran in (it may need too mu
 XCPU = getattr(signal, "SIGXCPU", 0)  # what ends a process at its limit of the processor's time
 
 
-def _with_plan(process: Process, answer: dict) -> dict:
+def _checked(process: Process, answer: dict) -> dict:
+    """The answer, if it can be one; what comes from the process is not trusted."""
+    if "refused" in answer:
+        return {"refused": one_line(answer["refused"], 1000)}
     for number in answer.get("dropped", ()):
         process.plans.pop(number, None)
+    if "values" in answer:
+        answer["values"] = {int(number): text for number, text in answer["values"].items()}
+        _demand(all(isinstance(text, str) for text in answer["values"].values()))
     if "plan" in answer:
         if "layouts" in answer:
             process.plans[answer["plan"]] = KnownPlan(answer["layouts"])
         answer["plan"] = process.plans[answer["plan"]]
-        answer["values"] = {int(number): text for number, text in answer["values"].items()}
-    if not all(isinstance(text, str) for text in answer.get("values", {}).values()):
-        raise ValueError("values that are no texts")
     return answer
+
+
+def _demand(fitting: bool) -> None:
+    if not fitting:
+        raise ValueError("an answer that cannot be one")
+
+
+def _whole(number, most: int) -> bool:
+    return type(number) is int and 0 <= number <= most
 
 
 def _accepted(answer: dict) -> dict:

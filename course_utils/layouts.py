@@ -22,16 +22,10 @@ from course_utils.rendering import ChatTemplate, MaskError, said_by
 from course_utils.rerendering import TOOLS_IGNORED, check_names, uninvited_prompt
 from course_utils.shapes import map_texts, shape
 from course_utils.tokenizers import special_pattern
-from course_utils.watching import Record, Unwatchable, read_by, watched_template
+from course_utils.watching import Record, Unwatchable, drawn_by, read_by, watched_template
 
-# Up to this many replies every prompt is rendered to prove the plan. In longer conversations the
-# middle ones may be proven by being between the same pieces of the template as proven ones, if the
-# template does nothing with the texts of a beginning that it does not do with them in the whole.
-PROVEN_FIRST, PROVEN_LAST, PROVEN_OF_A_KIND = 96, 4, 2
-# How many of a conversation's prompts are compared with the template's.
-COMPARED_PROMPTS = 16
-# For so many conversations of each plan the prompts are rendered, too, and compared.
-PROMPTS_COMPARED = 3
+# For so many conversations of each plan all prompts are compared with the template's.
+ALL_PROMPTS = 3
 # Plans kept for one shape (the template's answers tell them apart), and shapes kept.
 KEPT_PLANS, KEPT_SHAPES = 8, 1024
 
@@ -57,6 +51,11 @@ class Planner:
                 raise MaskError(
                     f"the chat template reads no option {', '.join(sorted(unread))}, so it would "
                     "change nothing. Leave it out, or correct its name."
+                )
+            if drawn := drawn_by(source):
+                raise MaskError(
+                    f"the chat template draws at random ({', '.join(sorted(drawn))}), so it writes "
+                    "another prompt each time. Change the template."
                 )
             self.watched = watched_template(source)
         except Unwatchable as error:
@@ -122,24 +121,16 @@ class Planner:
         check_names(conversation, self.specials)
         record = Record(texts)
         run = Run(self, record, conversation)
-        proven = proven_of(replies, shape(conversation)[0])
         whole = run.text(len(conversation))
-        taken = len(record.steps)
-        for reply in proven:
-            run.text(reply + 1), run.text(reply, prompt=True)
-        if len(record.steps) > taken:
-            proven = replies  # a beginning makes the template ask what the whole does not
         check_tools(run, whole)
         together = all(
             whole.startswith(longer) and longer.startswith(run.text(reply, prompt=True))
-            for reply in proven
+            for reply in replies
             for longer in [run.text(reply + 1)]
         )
         reader = Reader(record, owners, conversation, self.specials)
         if together:
-            turns = [reader.turn(run, reply, headers) for reply in proven]
-            turns += reader.between(whole, turns, [r for r in replies if r not in set(proven)])
-            turns = sorted(turns, key=lambda turn: turn.message)
+            turns = [reader.turn(run, reply, headers) for reply in replies]
             layouts = [self.stopped(run, whole, turns, len(conversation))]
             reader.check_context(whole, len(conversation))
         else:
@@ -178,22 +169,57 @@ class Planner:
     def compare(self, conversation, plan: Plan, values: list) -> None:
         """The plan against the template itself: what it writes for this very conversation.
 
-        The text of every sample is compared, always. The prompts before its replies are compared
-        for the first conversations of a plan; for later ones they follow from the same answers.
+        The text of every sample is compared, always, and the prompts of the last reply and of one
+        more, a different one each time. For the first conversations of a plan all prompts are; for
+        later ones the others follow from the same answers.
         """
         messages = conversation.as_messages()
         given = {"tools": list(conversation.tools), "options": self.options}
+        same, turns = True, []
         for layout in plan.layouts:
             text = fill(layout.marked, values)
             expected = self.template.write(messages[: layout.messages], **given)
-            same = text == expected.removesuffix(self.uninvited) + layout.added
-            compared = COMPARED_PROMPTS if plan.compared < PROMPTS_COMPARED else 0
-            for turn in layout.turns[:compared]:
-                prompt = self.template.write(messages[: turn.message], prompt=True, **given)
-                same = same and fill(layout.marked[: turn.start], values) == prompt
-            if not same:
-                raise Unwatchable("the template does not write what it was seen to write")
+            same = same and text == expected.removesuffix(self.uninvited) + layout.added
+            turns += [(layout, turn) for turn in layout.turns]
+        if plan.compared >= ALL_PROMPTS and turns:
+            turns = [turns[-1], turns[plan.compared % len(turns)]][: len(turns)]
+        for layout, turn in turns:
+            prompt = self.template.write(messages[: turn.message], prompt=True, **given)
+            same = same and fill(layout.marked[: turn.start], values) == prompt
+        if not same:
+            raise Unwatchable("the template does not write what it was seen to write")
         plan.compared += 1
+
+    def opening_after_any_reply(self, role: str) -> str:
+        """The special token with which a turn of this role opens right after a short reply."""
+        turns = [("user", "question"), ("assistant", "answer"), (role, "x")]
+        try:
+            text = self.template.write(
+                [{"role": role, "content": content} for role, content in turns],
+                options=self.options,
+            )
+        except MaskError:
+            return ""
+        behind = text.rfind("answer") + len("answer")
+        opening = self.specials.match(text, behind)
+        return opening[0] if opening else ""
+
+    def prompt(self, conversation: Conversation) -> tuple[str, Record]:
+        """What a server sends so that a reply comes next, with marks, and the record that fills it.
+
+        It is compared with what the template writes. Raises `Unwatchable` and `MaskError`.
+        """
+        if self.watched is None:
+            raise Unwatchable(self.reason)
+        check_names(conversation, self.specials)
+        _, texts, _ = shape(conversation)
+        record = Record(texts)
+        marked = Run(self, record, conversation).text(len(conversation), prompt=True)
+        given = {"tools": list(conversation.tools), "options": self.options}
+        expected = self.template.write(conversation.as_messages(), prompt=True, **given)
+        if fill(marked, record.values) != expected:
+            raise Unwatchable("the template does not write what it was seen to write")
+        return marked, record
 
 
 class Run:
@@ -262,22 +288,10 @@ class Run:
         # their marks all the same.
         mark = text.removesuffix(tail)[-1:]
         last = longer.rfind(mark) if mark and is_mark(mark) else -1
-        if last < 0 or not longer.startswith(tail, last + 1):
-            return ""
-        opening = self.planner.specials.match(longer, last + 1 + len(tail))
-        return opening[0] if opening else ""
-
-
-def proven_of(replies: list[int], structure: tuple) -> list[int]:
-    """The replies whose prompts are rendered: all, or of very many the first, the last, and some of
-    each kind (what comes before them, and what they hold besides text)."""
-    if len(replies) <= PROVEN_FIRST + PROVEN_LAST:
-        return replies
-    kinds: dict[tuple, list[int]] = {}
-    for reply in replies:
-        kinds.setdefault(structure[max(reply - 2, 0) : reply + 1], []).append(reply)
-    some = [n for kind in kinds.values() for n in kind[:PROVEN_OF_A_KIND]]
-    return sorted({*replies[:PROVEN_FIRST], *replies[-PROVEN_LAST:], *some})
+        if last >= 0 and longer.startswith(tail, last + 1):
+            opening = self.planner.specials.match(longer, last + 1 + len(tail))
+            return opening[0] if opening else ""
+        return self.planner.opening_after_any_reply(following[0]["role"])
 
 
 def check_tools(run: Run, whole: str) -> None:

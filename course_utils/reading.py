@@ -4,6 +4,7 @@ A mark shows where a text stands. What the template made of a text (trimmed, spl
 mark of its own, and the record says from which texts it comes.
 """
 
+import os
 import re
 
 from course_utils.conversation import Conversation
@@ -69,32 +70,67 @@ class Reader:
         before, prompt = run.text(message), run.text(message, prompt=True)
         text = run.text(message + 1)
         if not text.startswith(prompt):
-            raise MaskError(self.not_served(message, prompt, text))
+            real_prompt, real_text = self.real(prompt, text)
+            if real_text.startswith(real_prompt):
+                raise Unwatchable("a text is part of the prompt in one run and not in the other")
+            raise MaskError(rewritten(message, real_prompt, real_text, "adding the reply"))
         if headers and not prompt.startswith(before):
             raise MaskError(rewritten(message, *self.real(before, prompt), "the generation prompt"))
         start = len(prompt)
         marks = self.marks(text, start, message)
         self.check_reply(text, start, message)
         behind = marks[-1] + 1 if marks else start
-        stop, end = self.end_of_turn(text, behind, message)
+        openers = set(self.specials.findall(prompt[len(os.path.commonprefix([before, prompt])) :]))
+        stop, end = self.end_of_turn(text, behind, message, openers)
+        self.check_own(text, start, end, message)
         head = len(before) if headers else None
         return Turn(
             message, head, start, self.answer(text, start, stop, message), stop, end, len(text)
         )
 
-    def end_of_turn(self, text: str, behind: int, message: int) -> tuple[int, int]:
-        """Begin and end of the last special token behind the reply, or of all that follows it."""
+    def end_of_turn(self, text: str, behind: int, message: int, openers: set) -> tuple[int, int]:
+        """Begin and end of the last special token that ends the reply, or of all that follows it.
+
+        openers: special tokens that open turns; after one of them somebody else speaks
+        """
         found = list(self.specials.finditer(text, behind))
         if not found:
             return behind, len(text)
-        rest = text[found[-1].end() :]
+        last = 0
+        while last + 1 < len(found):
+            between = text[found[last].end() : found[last + 1].start()]
+            # Between the tokens of a call some formats write text; a reply that is over is over.
+            inside = self.conversation[message].tool_calls and not between.isspace()
+            if (between and not inside) or found[last + 1][0] in openers:
+                break
+            last += 1
+        rest = self.specials.sub("", text[found[last].end() :])
         if rest.strip():
             raise MaskError(
                 f"turn {message}: after the end of turn the template writes "
-                f"{shown(fill(rest, self.record.values))}; it is unclear whether the model is to "
-                "write that. Change the template so that the end of turn comes last."
+                f"{shown(fill(text[found[last].end() :], self.record.values))}; it is unclear "
+                "whether the model is to write that. Change the template so that the end of turn "
+                "comes last."
             )
-        return found[-1].span()
+        return found[last].span()
+
+    def check_own(self, text: str, start: int, end: int, message: int) -> None:
+        """In what the model writes every text of the reply may be once, and no other's at all."""
+        seen = set()
+        for mark in filter(is_mark, text[start:end]):
+            owners = {self.owners[number] for number in self.texts_of(mark)}
+            if owners - {message}:
+                raise MaskError(
+                    f"turn {message}: the template writes the text of turn "
+                    f"{min(owners - {message})} inside the reply. Change the template."
+                )
+            said = self.texts_of(mark) & set(self.fields(message)[: self.spoken(message)])
+            if mark in seen and said:
+                raise MaskError(
+                    f"turn {message}: the template writes a text of the reply twice, and it is "
+                    "unclear where the reply ends. Change the template."
+                )
+            seen.add(mark)
 
     def answer(self, text: str, start: int, stop: int, message: int) -> int:
         """Behind the reasoning: behind the last </think>, or the last mark of the reasoning."""
@@ -112,55 +148,13 @@ class Reader:
         later = [place for place in self.marks(text, start, message) if place > own[-1]]
         return later[0] if later else own[-1] + 1
 
+    def spoken(self, message: int) -> int:
+        """How many of a message's texts are what it says: the content, perhaps the reasoning."""
+        return 1 + (self.conversation[message].reasoning is not None)
+
     def content_field(self, message: int) -> int:
         """The number of a message's content, which comes first among its texts."""
         return self.fields(message)[0]
-
-    def between(self, whole: str, proven: list[Turn], others: list[int]) -> list[Turn]:
-        """Turns of replies in the middle, by the pieces of template around them."""
-        if not others:
-            return []
-        spans = {}
-        for place, character in enumerate(whole):
-            if is_mark(character):
-                for number in self.texts_of(character):
-                    first, _ = spans.get(self.owners[number], (place, place))
-                    spans[self.owners[number]] = first, place
-
-        def around(message):
-            if not {message - 1, message, message + 1} <= set(spans):
-                raise Unwatchable(f"message {message} has no text between two others")
-            (_, before), (first, last), (following, _) = (
-                spans[message + step] for step in (-1, 0, 1)
-            )
-            inner = "".join("?" if is_mark(c) else c for c in whole[first : last + 1])
-            return whole[before + 1 : first], inner, whole[last + 1 : following]
-
-        seen = {
-            around(turn.message): (turn, *spans[turn.message])
-            for turn in proven
-            if turn.message + 1 in spans
-        }
-        turns = []
-        for message in others:
-            if around(message) not in seen:
-                raise Unwatchable(f"message {message} stands in pieces of template of its own")
-            turn, first, last = seen[around(message)]
-            left, right = spans[message][0] - first, spans[message][1] - last
-            head = None if turn.head is None else turn.head + left
-            after_reasoning = turn.answer + (left if turn.answer <= first else right)
-            turns.append(
-                Turn(
-                    message,
-                    head,
-                    turn.start + left,
-                    after_reasoning,
-                    turn.stop + right,
-                    turn.end + right,
-                    turn.after + right,
-                )
-            )
-        return turns
 
     # --- nothing may be lost ---------------------------------------------------------------------
 
@@ -187,8 +181,7 @@ class Reader:
 
     def identities(self, message: int) -> set[int]:
         """The numbers of the ids of a message's calls, which many templates leave out."""
-        found, number = set(), self.content_field(message) + 1
-        number += self.conversation[message].reasoning is not None
+        found, number = set(), self.content_field(message) + self.spoken(message)
         for call in self.conversation[message].tool_calls:
             if isinstance(call.get("id"), str):
                 found.add(number)
@@ -200,9 +193,6 @@ class Reader:
 
     def real(self, *marked: str) -> list[str]:
         return [fill(text, self.record.values) for text in marked]
-
-    def not_served(self, message: int, prompt: str, text: str) -> str:
-        return rewritten(message, *self.real(prompt, text), "adding the reply")
 
 
 def lost(message: int, role: str, text: str) -> str:

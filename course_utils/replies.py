@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from course_utils.assembly import Assembly
 from course_utils.confinement import confined
 from course_utils.conversation import Conversation
+from course_utils.encoding import encoder_of
+from course_utils.plans import Layout
 from course_utils.rendering import MaskError
-from course_utils.rerendering import check_names, guarded
-from course_utils.tokenizers import encode, encode_untrusted, special_pattern, special_tokens
+from course_utils.tokenizers import encode, encode_untrusted
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def _template_stops(tokenizer) -> list[int]:
 def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) -> list[int]:
     """The ids that are sent so that the assistant's reply comes next.
 
-    With `template` the tokenizer's chat template and its generation prompt; contents are guarded,
-    so nothing typed in them becomes a special token. Without it, the contents alone, one per line:
-    what a base model would be given by somebody who knows of no template.
+    With `template` the tokenizer's chat template and its generation prompt, encoded as in
+    training: nothing that somebody typed becomes a special token. Without it, the contents alone,
+    one per line: what a base model would be given by somebody who knows of no template.
     """
     if conversation.roles[-1] == "assistant":
         raise MaskError(
@@ -75,16 +77,13 @@ def prompt_ids(conversation: Conversation, tokenizer, *, template: bool = True) 
         text = "\n".join(message.content for message in conversation)
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return start + encode_untrusted(tokenizer, text)
-    specials = special_tokens(tokenizer)
-    check_names(conversation, special_pattern(specials))
-    messages = guarded(conversation, specials).as_messages()
-    text = confined(tokenizer).write(
-        messages,
-        tools=list(conversation.tools),
-        prompt=True,
-        options=conversation.template_options,
-    )
-    return encode(tokenizer, text).ids
+    encoder = encoder_of(tokenizer, fast=False)
+    found = confined(tokenizer).prompt(conversation, encoder.piecewise)
+    if "guarded" in found:
+        return encode(tokenizer, found["guarded"]).ids
+    assembly = Assembly(Layout(found["marked"], (), len(conversation)), [], encoder)
+    pieces = iter(encoder.encode_many(assembly.texts(found["values"])))
+    return assembly.finish(found["values"], pieces)[0]
 
 
 def generate(

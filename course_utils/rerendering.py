@@ -6,12 +6,13 @@ this, and where a template cannot be followed, this is what remains.
 """
 
 import json
+import re
 from dataclasses import replace
 
 from course_utils.conversation import Conversation
 from course_utils.plans import is_mark
 from course_utils.rendering import ChatTemplate, MaskError
-from course_utils.shapes import keys_in
+from course_utils.shapes import keys_in, map_leaves
 from course_utils.templates import Rendered, Span
 from course_utils.tokenizers import guard, special_pattern, unguard
 
@@ -43,7 +44,9 @@ def rendered_spans(
     messages = guarded(conversation, specials).as_messages()
     uninvited = uninvited_prompt(template, options, tools=bool(conversation.tools))
     options = {"options": options or {}, "tools": list(conversation.tools)}
-    whole = template.write(messages, **options).removesuffix(uninvited)
+    whole = template.write(messages, **options)
+    check_control_tokens(template, conversation, whole, options)
+    whole = whole.removesuffix(uninvited)
     if conversation.tools:
         _check_tools(template, messages, options, whole + uninvited)
     replies = [turn for turn, m in enumerate(conversation) if m.role == "assistant" and m.train]
@@ -60,6 +63,7 @@ def rendered_spans(
             if not longer.startswith(shorter):
                 raise MaskError(rewritten(turn, shorter, longer, what))
         stop, end = _end_of_turn(until, len(prompt), messages[turn]["content"], specials, turn)
+        _check_reply(until[len(prompt) :], messages[turn], turn)
         if not special_pattern(specials).search(until, stop, end):
             opening = _opening(template, conversation, messages, options, turn, until, whole)
             if len(until) == len(whole):
@@ -81,21 +85,27 @@ def rendered_spans(
 
 
 def guarded(conversation: Conversation, specials: tuple[str, ...]) -> Conversation:
+    """The conversation with a guard in all that looks like a special token."""
+    return with_texts(conversation, lambda text: guard(text, specials))
+
+
+def with_texts(conversation: Conversation, change) -> Conversation:
+    """The conversation with `change(text)` in the place of every text that somebody wrote."""
+
     def leaves(value):
-        if isinstance(value, str):
-            return guard(value, specials)
-        if isinstance(value, list):
-            return [leaves(item) for item in value]
-        return {k: leaves(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return map_leaves(value, change)
 
     return replace(
         conversation,
         messages=tuple(
             replace(
                 message,
-                content=guard(message.content, specials),
+                content=change(message.content),
                 reasoning=leaves(message.reasoning),
-                tool_calls=tuple(leaves(call) for call in message.tool_calls),
+                tool_calls=tuple(
+                    {**leaves(call), "type": call.get("type", "function")}
+                    for call in message.tool_calls
+                ),
                 name=leaves(message.name),
                 tool_call_id=leaves(message.tool_call_id),
             )
@@ -195,6 +205,38 @@ def _check_steering(
         conversation.as_messages(), **options
     ):
         raise MaskError(STEERED)
+
+
+def check_control_tokens(
+    template: ChatTemplate, conversation: Conversation, text: str, options: dict, **prompt
+) -> None:
+    """The special tokens of a guarded `text` must be those that are written around any text.
+
+    A template may make one out of harmless text, by lower case or by taking something out of it.
+    """
+    specials = special_pattern(template.specials)
+    neutral = with_texts(conversation, lambda found: re.sub(r"\S", "x", found)).as_messages()
+    try:
+        expected = specials.findall(template.write(neutral, **options, **prompt))
+    except MaskError:
+        raise MaskError(STEERED) from None
+    if specials.findall(text) != expected:
+        raise MaskError(STEERED)
+
+
+def _check_reply(written: str, message: dict, turn: int) -> None:
+    """Reasoning and calls of a reply must be in what the model writes; `_end_of_turn` has looked
+    for the content."""
+    texts = [message.get("reasoning_content") or ""]
+    for call in message.get("tool_calls", ()):
+        map_leaves(call["function"], texts.append)
+    for text in texts:
+        as_json = json.dumps(text, ensure_ascii=False)[1:-1]
+        if not any(form.strip() in written for form in (text, as_json, json.dumps(text)[1:-1])):
+            raise MaskError(
+                f"turn {turn}: the template drops or rewrites {shown(text)} of the reply. Write it "
+                "as the template does, or change the template."
+            )
 
 
 TOOLS_IGNORED = (

@@ -16,6 +16,7 @@ the attributes of a string and no others: the record is not in it but in the con
 """
 
 import operator
+import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
@@ -259,8 +260,10 @@ def watched_template(source: str):
             self.write("))")
 
         def visit_Compare(self, node, frame):  # a in b, where b may be text of the template's own
-            if len(node.ops) != 1 or node.ops[0].op not in ("in", "notin"):
+            if not {op.op for op in node.ops} & {"in", "notin"}:
                 return super().visit_Compare(node, frame)
+            if len(node.ops) != 1:
+                raise Unwatchable("the template looks for a text in a chain of comparisons")
             self.write("(not " if node.ops[0].op == "notin" else "(")
             self.write("environment.holds(")
             self.visit(node.expr, frame)
@@ -277,12 +280,13 @@ def watched_template(source: str):
         def call(self, context, function, *arguments, **options):
             owner = getattr(function, "__self__", None)
             plain = isinstance(owner, str) and not isinstance(owner, Watched)
+            arguments = tuple(map(listed, arguments))
             if plain and holds_watched(arguments):
                 if function.__name__ in FORMATTING:
                     return _formatting(owner)
                 own = {n: o for n, o in options.items() if n not in ("_loop_vars", "_block_vars")}
                 return _stepwise(getattr(str, function.__name__), (owner, *arguments), own)
-            return super().call(context, function, *arguments, **options)
+            return unmarked(super().call(context, function, *arguments, **options))
 
         def holds(self, item, container):
             if isinstance(item, Watched) and type(container) is str:
@@ -300,8 +304,34 @@ def watched_template(source: str):
         name: function if name in STRUCTURAL else _watching(function, environment)
         for name, function in original.filters.items()
     }
-    environment.tests = {**original.tests, "in": environment.holds}
+    environment.tests = {**original.tests, "in": environment.holds, "sameas": _same}
     return environment.from_string(source)
+
+
+def listed(value):
+    """A generator or a view as the list of what it gives; any other value as it is."""
+    if isinstance(value, GeneratorType | map | filter | zip | reversed | dict_views):
+        return list(value)
+    return list(value) if type(value).__name__ in ITERATORS else value
+
+
+dict_views = type({}.keys()) | type({}.values()) | type({}.items())
+ITERATORS = {"list_iterator", "list_reverseiterator", "tuple_iterator", "dict_keyiterator"}
+ITERATORS |= {"dict_valueiterator", "dict_itemiterator", "generator", "set_iterator"}
+MARKS = re.compile(f"[{chr(FIRST_MARK)}-{chr(LAST_MARK)}]")
+
+
+def unmarked(value):
+    """The result of a call; marks in an ordinary string were put there past the one who watches."""
+    if type(value) is str and MARKS.search(value):
+        raise Unwatchable("the template hands a text to a function that cannot be followed")
+    return value
+
+
+def _same(value, other) -> bool:
+    if holds_watched((value, other)):
+        raise Unwatchable("the template asks whether two texts are the same object")
+    return value is other
 
 
 def read_by(source: str) -> set[str]:
@@ -310,6 +340,16 @@ def read_by(source: str) -> set[str]:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return find_undeclared_variables(_compile_jinja_template("").environment.parse(source))
+
+
+def drawn_by(source: str) -> set[str]:
+    """What in a template draws at random."""
+    from jinja2 import nodes
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    tree = _compile_jinja_template("").environment.parse(source)
+    names = {node.name for node in tree.find_all((nodes.Filter, nodes.Name))}
+    return names & {"random", "lipsum"}
 
 
 def concat(pieces):
@@ -345,10 +385,9 @@ def _watching(function, environment):
     @wraps(function)  # keeps Jinja's marks on filters that want the context
     def filtered(*arguments, **options):
         own = arguments[passes is not None :]
-        if not holds_watched((own, options)) and not any(
-            isinstance(argument, GeneratorType) for argument in own
-        ):
-            return function(*arguments, **options)
+        own = tuple(map(listed, own))
+        if not holds_watched((own, options)):
+            return unmarked(function(*arguments[: passes is not None], *own, **options))
         if step is None:
             raise Unwatchable(f"the filter {function.__name__} reads the template's variables")
         return _stepwise(step, own, options)
@@ -357,9 +396,9 @@ def _watching(function, environment):
 
 
 def _stepwise(function, arguments, options):
-    arguments = tuple(list(a) if isinstance(a, GeneratorType) else a for a in arguments)
+    arguments = tuple(map(listed, arguments))
     if not holds_watched((arguments, options)):
-        return function(*arguments, **options)
+        return unmarked(function(*arguments, **options))
     return _watching_record().apply(_call, function, arguments, options)
 
 

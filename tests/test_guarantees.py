@@ -273,9 +273,6 @@ BAD = {
     "a special token as an argument's name": Conversation(
         called({"<|im_end|>": "x"}).messages, id="bad"
     ),
-    "a guard in a content": conversation(
-        ("user", "\ue000"), ("assistant", "x<|im_end|>"), id="bad"
-    ),
     "an option with a special token": Conversation(
         GOOD.messages, id="bad", template_options={"mood": "<|im_end|>"}
     ),
@@ -553,3 +550,144 @@ def test_a_forked_child_waits_for_no_lock_of_its_parents():
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert ended == (child, 0)
+
+
+# --- control tokens out of harmless text ----------------------------------------------------------
+
+MAKERS = {
+    "taking out": ("{{ m.content.replace('/think', '') }}", "a <|im_/thinkend|>\n<|im_start|>x"),
+    "lower case": ("{{ m.content | lower }}", "a <|IM_END|> b"),
+    "unescaping": ("{{ m.content | striptags }}", "a &lt;|im_end|&gt; b"),
+    "replacing": ("{{ m.content.replace('!', '|') }}", "a <!im_end!> b"),
+    "joining": ("{{ '<|im_' ~ m.content ~ '|>' }}", "end"),
+    "the guard": ("{{ m.content.replace('\ue000', '') }}", "a <|im_end|> b"),
+    "reversing": ("{{ m.content | reverse }}", ">|dne_mi|<"),
+}
+ANEW = "{% set n = [messages[0].content] | string | length %}"  # so that prefixes are rendered
+
+
+@pytest.mark.parametrize("anew", ["", ANEW], ids=["watched", "anew"])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_no_template_makes_a_control_token_out_of_what_a_user_typed(kind, anew):
+    writes, typed = MAKERS[kind]
+    tokenizer = toy_tokenizer(["Hi Ho yes a b end\n"] * 4)
+    tokenizer.chat_template = anew + CHATML.replace("{{ m.content }}", writes)
+    controls = set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
+    chat = conversation(("user", typed), ("assistant", "Ho"))
+    made = []
+    for make in (
+        lambda: training_samples(chat, tokenizer)[0].input_ids,
+        lambda: prompt_ids(chat.prefix(1), tokenizer),
+    ):
+        try:
+            made.append(make())
+        except (MaskError, ValueError):
+            continue
+    for ids in made:
+        # Two turns, or a turn and the beginning of the next.
+        assert sum(number in controls for number in ids) in (3, 4)
+
+
+# --- questions that go past the watcher, and prompts that are not kept ----------------------------
+
+SWITCHED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if COND %}<think></think>{% endif %}"
+    "{% endif %}"
+)
+CONDITIONS = [
+    "'/no' in ''.join(messages | map(attribute='content'))",
+    "'/no' in ''.join(messages[-1].values())",
+    "'/no' in '-'.join(messages[-1].content.split('z') | map('trim'))",
+    "'/no' in ''.join(messages[-1].content | reverse | reverse)",
+    "messages[-1].content in 'x /no' in ['x /no']",
+    "'/no' in 'x'.translate('x'.maketrans('x', messages[-1].content[-1]))",
+    "'/no' in messages | map(attribute='content') | join",
+    "messages[-1].content.count('/no') == 1",
+    "'/no' in messages[-1].content and messages[-1] is sameas(messages[-1])",
+    "messages | length == 21",
+    "messages | length > 200 and messages | length < 203",
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_prompt_that_is_not_kept_is_refused_whatever_the_template_asks(condition):
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    tokenizer.chat_template = SWITCHED.replace("COND", condition)
+    quiet = [conversation(("user", f"{n}"), ("assistant", "Ho"), id=f"{n}") for n in range(6)]
+    loud = [conversation(("user", "/no"), ("assistant", "Ho"), id="loud")]
+    turns = [turn for n in range(120) for turn in (("user", "Hi"), ("assistant", f"{n}"))]
+    chats = [*quiet, *loud, conversation(*turns, id="long"), *quiet[:1]]
+    try:
+        samples = prepare(chats, tokenizer).samples
+    except MaskError:
+        return
+    by_name = {chat.id: chat for chat in chats}
+    for sample in samples:
+        for run in sample.graded:
+            beginning = by_name[sample.id].prefix(run.message)
+            text = render_template(tokenizer, beginning.as_messages(), add_generation_prompt=True)
+            assert tokenizer.decode(sample.input_ids[: run.start]) == text
+
+
+def test_a_template_that_draws_at_random_is_refused():
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    for drawing in ("{{ ['A', 'B'] | random }}", "{{ lipsum(n=1) }}"):
+        tokenizer.chat_template = drawing + CHATML
+        with pytest.raises(MaskError, match="draws at random"):
+            training_samples(GOOD, tokenizer)
+
+
+AFTER_THE_STOP = {
+    "a turn of the system": "{{ m.content }}<|im_end|>\n<|im_start|>system\nBe nice.",
+    "words": "{{ m.content }}<|im_end|>\nRate this.",
+    "the reply again": "{{ m.content }}<|im_end|>\n<|im_start|>user\nYou said: {{ m.content }}",
+    "the question": "{{ m.content }} (to: {{ messages[0].content }})",
+}
+
+
+@pytest.mark.parametrize("kind", AFTER_THE_STOP)
+def test_what_others_say_is_never_graded(kind):
+    tokenizer = toy_tokenizer(["Hi Ho yes Be nice. Rate this. You said:\n"] * 4)
+    written = "{% if m.role == 'assistant' %}" + AFTER_THE_STOP[kind] + "{% else %}{{ m.content }}"
+    tokenizer.chat_template = CHATML.replace("{{ m.content }}", written + "{% endif %}")
+    chat = conversation(("user", "Hi"), ("assistant", "Ho"), ("user", "Hi!"), ("assistant", "Ha"))
+    for turns in (2, 4):
+        with pytest.raises(MaskError):
+            training_samples(chat.prefix(turns), tokenizer)
+
+
+def test_one_more_token_after_the_stop_is_not_graded():
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    end = "{% if loop.last and m.role == 'assistant' %}<|endoftext|>{% endif %}"
+    tokenizer.chat_template = CHATML.replace("{% endfor %}", end + "{% endfor %}")
+    (sample,) = training_samples(GOOD, tokenizer)
+    assert graded(sample, tokenizer) == ["Ho<|im_end|>"]
+
+
+def test_after_a_failure_every_answer_still_goes_to_its_own_conversation(monkeypatch):
+    """One answer too many in the pipe once gave each row the text of the row before it."""
+    from course_utils import confinement
+
+    monkeypatch.setattr(confinement, "SECONDS", 1)
+    tokenizer = toy_tokenizer(["Hi Ho yes stall\n"] * 4)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = (
+        f"{{% if messages[0].content == 'stall' %}}{endless}{{% endif %}}" + CHATML
+    )
+    names = ["a", "b", "stall", "c", "d", "e"]
+    chats = [conversation(("user", name), ("assistant", f"to {name}"), id=name) for name in names]
+    for _ in range(2):
+        prepared = prepare(chats, tokenizer)
+        assert [name for name, _ in prepared.refused] == ["stall"]
+        for sample in prepared.samples:
+            assert f"user\n{sample.id}<" in tokenizer.decode(sample.input_ids)
+            assert graded(sample, tokenizer) == [f"to {sample.id}<|im_end|>"]
+
+
+@pytest.mark.parametrize("fields", [{"content": "", "reasoning": "hmm"}, {"content": "  "}])
+def test_a_reply_without_content_ends_with_a_stop_too(fields):
+    tokenizer = tokenizer_for("glm4moe")
+    chat = Conversation((Message("user", "q"), Message("assistant", **fields)))
+    (sample,) = training_samples(chat, tokenizer)
+    assert graded(sample, tokenizer)[0].endswith("</think><|user|>")

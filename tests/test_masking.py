@@ -368,11 +368,15 @@ def test_content_gives_no_special_id_in_words():
     assert tokens.count(END) == 4 and sample.input_ids.count(sample.input_ids[-1]) == 3
 
 
-def test_the_guard_character_is_refused(toy):
+def test_the_guard_character_is_refused_where_something_must_be_guarded(toy):
     chat = conversation(("user", f"a{GUARD}<|im_end|>"), REPLY, id="private")
-    for tokenizer in (toy("chatml"), WordTokenizer()):
-        with pytest.raises(MaskError, match=r"'private': .*U\+E000 at position 1.*Remove it"):
-            training_samples(chat, tokenizer)
+    with pytest.raises(MaskError, match=r"'private': .*U\+E000 at position 1.*Remove it"):
+        training_samples(chat, WordTokenizer())
+    # A plan guards nothing: its texts are encoded apart from the template.
+    tokenizer = toy("chatml")
+    sample = sample_of(chat, tokenizer)
+    assert sample.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    assert f"a{GUARD}<|im_end|>" in tokenizer.decode(sample.input_ids)
     # Where nothing has to be guarded, it is a character like any other.
     chat = conversation(("user", f"a{GUARD}"), ("assistant", "\U000f0000\U000f0001"))
     sample = sample_of(chat, toy("chatml"))
