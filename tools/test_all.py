@@ -1,15 +1,22 @@
 """Run everything that must pass: python -m tools.test_all [PART ...]
 
 Parts: lint, build, tests, lectures, solutions, exercises (default: all, in this order). Each is
-reported with its time; the output of a part that fails is printed in full. The last line is the
-sum of all counts, "N passed, N failed, N skipped". Skipped are the exercises, which ship as "not
-attempted yet", and what a test could not find on this machine.
+reported with its time, and at least every minute how far it is; the output of a part that fails is
+printed in full. The last line is the sum of all counts, "N passed, N failed, N skipped". Skipped
+are the exercises, which ship as "not attempted yet", and what a test could not find on this
+machine.
+
+Tests and notebooks run in as many processes as there are cores, at most 3, and each of them
+computes on its share of the cores.
 """
 
 import argparse
+import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -18,18 +25,41 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES = ("passed", "failed", "skipped")
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Each process loads tokenizers and models of its own, up to 5 GB: hence the limit.
+PROCESSES = min(CORES, 3)
+# Threads that wait for work in a loop would take the cores from the other processes.
+SHARE = {"OMP_NUM_THREADS": str(max(1, CORES // PROCESSES)), "OMP_WAIT_POLICY": "PASSIVE"}
+SIGN = 30  # seconds between two signs of life
+
 
 def run(*command):
     """(succeeded, output) of a Python module run in the repo root."""
-    done = subprocess.run(
+    start = time.perf_counter()
+    process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
+        env=SHARE | os.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
-    return done.returncode == 0, done.stdout
+    output = []
+    reader = threading.Thread(target=read_into, args=(output, process.stdout), daemon=True)
+    reader.start()
+    while reader.join(SIGN) or reader.is_alive():
+        far = re.findall(r"\d+%", "".join(output[-20:]))
+        print(
+            f"  {far[-1] if far else 'running'} after {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+    return process.wait() == 0, "".join(output)
+
+
+def read_into(output, stream):
+    for line in stream:
+        output.append(line)
 
 
 def commands(*them):
@@ -41,9 +71,11 @@ def commands(*them):
 
 def pytest(*arguments):
     """A part made of one pytest run: {test: outcome}, and its output."""
+    # A file is one process's: the cells of a notebook belong together, and so do shared fixtures.
+    spread = ("-n", str(PROCESSES), "--dist", "loadfile", "--no-loadscope-reorder")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        ok, output = run("pytest", "-q", f"--junitxml={report}", *arguments)
+        ok, output = run("pytest", "-q", *spread, f"--junitxml={report}", *arguments)
         cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
         outcomes = {f"{c.get('classname')}::{c.get('name')}": outcome(c) for c in cases}
     if not outcomes or (not ok and "failed" not in outcomes.values()):
@@ -95,12 +127,14 @@ def main():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     total = Counter()
     for part in chosen:
-        print(f"{part:<10}", end=" ", flush=True)
+        print(part, flush=True)
         start = time.perf_counter()
         outcomes, output = PARTS[part]()
         counts = Counter(outcomes.values())
         total += counts
-        print(f"{counted(counts, sorted(counts))} in {time.perf_counter() - start:.0f} s")
+        print(
+            f"{part:<10} {counted(counts, sorted(counts))} in {time.perf_counter() - start:.0f} s"
+        )
         if counts["failed"]:
             print(output, flush=True)
     print(counted(total))
