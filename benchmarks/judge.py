@@ -2,14 +2,15 @@
 
     python -m benchmarks.judge                          # the templates of trl, if it is installed
     python -m benchmarks.judge WHEEL_OR_FOLDER ...      # those of wheels, or of folders, as well
-    python -m benchmarks.judge a.whl --shapes few --processes 2 --output judge.json
+    python -m benchmarks.judge a.whl --processes 2 --output judge.json
 
 Every `*.jinja` file counts. Templates that differ from trl's come without a tokenizer: they get
 Qwen3's real one with the special tokens that their source names. Where there are templates called
 X and X_tool_use, both are judged alone and as the named templates of one tokenizer.
 
-For each template every shape of conversation in `tests/shapes.py` (with `--shapes few`, those in
-`FEW`) is exact, refused for a reason, or wrong. The exit status is 1 if any is wrong.
+For trl's templates every shape of conversation in `tests/shapes.py` is exact, refused for a reason,
+or wrong; for the others, which are many, those in `FEW` are, unless `--all-shapes` is given. The
+exit status is 1 if any is wrong.
 """
 
 import argparse
@@ -67,6 +68,7 @@ class Item:
     origin: str
     name: str
     sources: dict[str, str]
+    from_trl: bool = False
 
 
 @dataclass
@@ -117,13 +119,13 @@ def trl_items() -> list[Item]:
     if not names():
         return []
     origin = f"trl {version('trl')}"
-    return [Item(origin, name, {"default": templates()[name].source}) for name in names()]
+    return [Item(origin, name, {"default": templates()[name].source}, True) for name in names()]
 
 
 def tokenizer_for(item: Item):
     import real_templates
 
-    if item.origin.startswith("trl "):
+    if item.from_trl:
         return real_templates.tokenizer_for(item.name)
     guessed = real_templates.guess(*item.sources.values())
     if _last.get("guess") != guessed:  # made at some expense, so kept for the next template
@@ -141,13 +143,13 @@ _last: dict = {}
 # --- judging -------------------------------------------------------------------------------------
 
 
-def judge(item: Item, shapes: tuple[str, ...]) -> Result:
+def judge(item: Item, all_shapes: bool) -> Result:
     from judging import Writer, judged
     from shapes import SHAPES
 
     tokenizer = tokenizer_for(item)
     writer, result = Writer(tokenizer), Result(item.origin, item.name)
-    for shape in shapes:
+    for shape in SHAPES if all_shapes or item.from_trl else FEW:
         one = judged(SHAPES[shape], tokenizer, writer)
         if one.kind == "exact":
             result.exact += 1
@@ -168,8 +170,8 @@ def reason(message: str) -> str:
     return text[:LONGEST_REASON]
 
 
-def judge_batch(batch: list[Item], shapes: tuple[str, ...]) -> list[Result]:
-    return [judge(item, shapes) for item in batch]
+def judge_batch(batch: list[Item], all_shapes: bool) -> list[Result]:
+    return [judge(item, all_shapes) for item in batch]
 
 
 def batches(items: list[Item]) -> list[list[Item]]:
@@ -178,7 +180,7 @@ def batches(items: list[Item]) -> list[list[Item]]:
 
     groups: dict[object, list[Item]] = {}
     for item in items:
-        if item.origin.startswith("trl "):
+        if item.from_trl:
             key = real_templates.FAMILIES[real_templates.family_of(item.name)]
         else:
             key = real_templates.guess(*item.sources.values())
@@ -190,12 +192,13 @@ def batches(items: list[Item]) -> list[list[Item]]:
     ]
 
 
-def run(items: list[Item], shapes: tuple[str, ...], processes: int, show) -> list[Result]:
+def run(items: list[Item], all_shapes: bool, processes: int, show) -> list[Result]:
     """All results; `show` gets each as it comes."""
     found, work = [], batches(items)
     spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawning) as pool:
-        for future in as_completed([pool.submit(judge_batch, batch, shapes) for batch in work]):
+    # What a process keeps of each tokenizer that it has seen adds up.
+    with ProcessPoolExecutor(processes, spawning, max_tasks_per_child=6) as pool:
+        for future in as_completed([pool.submit(judge_batch, batch, all_shapes) for batch in work]):
             for result in future.result():
                 found.append(result)
                 show(result)
@@ -217,6 +220,7 @@ def summary(results: list[Result]) -> dict:
     return {
         "templates": len(results),
         "templates_with_a_mask": sum(result.exact > 0 for result in results),
+        "shapes": max(r.exact + r.refused.total() + len(r.wrong) for r in results),
         "conversations": exact + wrong + refused.total(),
         "exact": exact,
         "refused": refused.total(),
@@ -238,44 +242,46 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m benchmarks.judge", description="Masks on chat templates, judged from outside."
     )
     parser.add_argument("sources", nargs="*", metavar="WHEEL_OR_FOLDER")
-    parser.add_argument("--shapes", choices=("all", "few"), default="all")
+    parser.add_argument("--all-shapes", action="store_true", help="for every template")
     parser.add_argument("--no-trl", action="store_true", help="leave out trl's templates")
     parser.add_argument("--only", metavar="WORD", help="only templates with this in their name")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", type=Path, help="where the counts go, as JSON")
     options = parser.parse_args(arguments)
 
-    from shapes import SHAPES
-
-    shapes = tuple(SHAPES) if options.shapes == "all" else FEW
     items = [] if options.no_trl else trl_items()
     items += [item for argument in options.sources for item in items_of(argument)]
     items = [item for item in items if not options.only or options.only in item.name]
     if not items:
         raise SystemExit("no templates: install trl, or name a wheel or a folder.")
     started = time.monotonic()
-    results = run(items, shapes, options.processes, lambda result: print(line(result), flush=True))
+    results = run(
+        items,
+        options.all_shapes,
+        options.processes,
+        lambda result: print(line(result), flush=True),
+    )
     by_origin: dict[str, list[Result]] = {}
     for result in results:
         by_origin.setdefault(result.origin, []).append(result)
     record = {origin: summary(of) for origin, of in by_origin.items()}
     print(json.dumps(record, indent=1, ensure_ascii=False))
     if options.output:
-        write(options, shapes, record, time.monotonic() - started, arguments)
+        write(options, record, time.monotonic() - started, arguments)
     return int(any(counts["wrong"] for counts in record.values()))
 
 
-def write(options, shapes, record: dict, seconds: float, arguments) -> None:
+def write(options, record: dict, seconds: float, arguments) -> None:
     from course_utils.checkpoints import hardware
 
     given = sys.argv[1:] if arguments is None else arguments
     # A path says where things lie on one machine; the name of the file is enough.
-    given = [Path(word).name if Path(word).exists() else word for word in given]
+    given = [Path(word).name if Path(word).is_absolute() else word for word in given]
     found = {
         "command": shlex.join(["python", "-m", "benchmarks.judge", *given]),
         "hardware": hardware(),
         "seconds": round(seconds),
-        "shapes": list(shapes) if options.shapes == "few" else f"all {len(shapes)}",
+        "few_shapes": FEW,
         "sources": record,
     }
     options.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,7 +1,16 @@
 """The material of the differential suite is what it says it is."""
 
 import pytest
-from real_templates import FAMILIES, control_words, family_of, names, templates, tokenizer_for
+from real_templates import (
+    FAMILIES,
+    borrowed,
+    control_words,
+    family_of,
+    guess,
+    names,
+    templates,
+    tokenizer_for,
+)
 from shapes import INJECTED, MARKERS, SHAPES
 
 from course_utils.conversation import ConversationError, check_turns, from_record
@@ -38,6 +47,43 @@ def test_control_words_are_single_special_tokens(name):
 def test_control_words_are_found_in_code_but_not_in_comments():
     source = "{# <|no|> #}{{ '<|im_start|>' + '</s>' }}<think>[gMASK]<turn|>"
     assert control_words(source) == ("</s>", "<turn|>", "<|im_start|>", "[gMASK]")
+
+
+def test_brackets_are_tokens_where_there_are_tools():
+    assert control_words("[INST] {{ content }} [/INST]") == ()
+    source = "[AVAILABLE_TOOLS]...[INST] {{ content }} [/INST] [not me]"
+    assert control_words(source) == ("[/INST]", "[AVAILABLE_TOOLS]", "[INST]")
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "bos", "eos"),
+    [
+        ("<|im_start|>{{ x }}<|im_end|>", ("<|im_end|>", "<|im_start|>"), "<s>", "<|im_end|>"),
+        (
+            "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}",
+            ("<s>", "<|assistant|>", "<|system|>", "<|user|>"),
+            "<s>",
+            "</s>",
+        ),
+        ("<start_of_turn>{{ 1/0 }}", ("<start_of_turn>",), "<bos>", "</s>"),
+        ("{% broken", (), "<s>", "</s>"),
+        ("[|user|]{{ x }}[|endofturn|]", ("[|endofturn|]", "[|user|]"), "[BOS]", "[|endofturn|]"),
+    ],
+)
+def test_special_tokens_are_guessed_from_source_and_output(source, words, bos, eos):
+    guessed = guess(source)
+    assert (guessed.words, guessed.bos, guessed.eos) == (words, bos, eos)
+
+
+def test_a_borrowed_tokenizer_has_what_was_guessed():
+    guessed = guess("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|stop|>{% endfor %}")
+    tokenizer = borrowed(guessed)
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for word in (*guessed.words, "<s>", "</s>"):
+        (number,) = tokenizer(word, add_special_tokens=False)["input_ids"]
+        assert number in special
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    assert len(tokenizer("<|nobody|>", add_special_tokens=False)["input_ids"]) > 1
 
 
 def test_the_shapes_are_many_and_differ():
