@@ -864,8 +864,9 @@ show.plan(its_holes, qwen, lambda k: title_of(last, k), title=title)
 #
 # - the marks, which the template itself moved to where they are;
 # - the prompts: for each plan the template writes the prompt of every reply, up to a hundred replies (of
-#   more, the first, the last and some of each kind), and each must be what the text begins with. For the
-#   first three conversations of a plan these prompts, too, are compared with transformers';
+#   more, the first, the last and some of each kind), and each must be what the text begins with. Prompts,
+#   too, are compared with transformers': all of them for the first conversations of a plan, and for every
+#   later one that of its last reply and one more;
 # - the ids before a reply, which must be those of its prompt alone: the next section.
 
 # %% [markdown]
@@ -1515,9 +1516,9 @@ plt.show()
 # %% [markdown]
 # The tag runs a template for every conversation, and prefixes for every prefix, which grows with the
 # square of the number of turns. Marks watch a template once for a shape. What remains for every
-# conversation is one plain rendering in the other process, with which its text is compared, and encoding.
-# With the same encoder as the unit ("exact") that costs about what the tag costs, or somewhat more; with a
-# faster one less than encoding alone.
+# conversation is encoding, and a few plain renderings in the other process, with which its text and one or
+# two of its prompts are compared. With the same encoder as the unit ("exact") that costs more than the tag,
+# which compares nothing; with a faster one it takes about as long as encoding alone.
 #
 # The fast one is tiktoken, built for byte-level BPE, where it is installed. Two
 # tokenizers that are *nearly* the same would be the worst bug of this lecture. So it has to prove

@@ -680,8 +680,11 @@ show.table(rows, caption="Recorded: facts never asked about, and combinations of
 #
 # ## Save what serving needs
 #
-# Weights alone are not a chat model. (They are saved in bfloat16: precise enough to be used, not to be updated.) The template must travel with them, and the end of turn must be
-# among the ids that end generation, or the server runs past it.
+# Weights alone are not a chat model. (They are saved in bfloat16: precise enough to be used, not to be updated.) The
+# template must travel with them, and the end of turn must be among the ids that end generation, or the server runs
+# past it. `save_checkpoint` sees to both, and sets generation to greedy, which is what this recipe is made for. Last it
+# writes `manifest.json`, the SHA-256 of every file, which `load_checkpoint` verifies. A folder that is already there is
+# replaced only with `overwrite=True`, and only if the course wrote every file in it.
 
 # %% tags=["measured"]
 from course_utils.sft import save_checkpoint
