@@ -51,7 +51,9 @@ def main() -> None:
         seconds, *request = pickle.loads(data)
         Limited.begin(seconds, answers)
         # Named after the request, so that it is never taken for the answer to a different one.
-        _send(answers, work.answer(*request) | {"of": name_of_request(data)})
+        answer = work.answer(*request)
+        cost = [time.process_time() - Limited.started, Limited.runs]
+        _send(answers, answer | {"of": name_of_request(data), "cost": cost})
 
 
 def name_of_request(data: bytes) -> str:
@@ -89,16 +91,17 @@ def warm_up() -> None:
 class Limited(ChatTemplate):
     """A template that has so many seconds of the processor's time for each of its runs."""
 
-    seconds, started, said, answers = 0.0, 0.0, 0.0, None
+    seconds, started, said, answers, runs = 0.0, 0.0, 0.0, None, 0
 
     @classmethod
     def begin(cls, seconds: float, answers) -> None:
         """A new conversation, for which it has `RUNS` times as long."""
         cls.seconds, cls.answers = seconds, answers
-        cls.started, cls.said = time.process_time(), time.monotonic()
+        cls.started, cls.said, cls.runs = time.process_time(), time.monotonic(), 0
 
     def begin_run(self) -> None:
         now = time.monotonic()
+        Limited.runs += 1
         if self.answers is not None and now > self.said + 1:
             Limited.said = now
             _send(self.answers, {"busy": True})
@@ -224,6 +227,10 @@ class Work:
             _check_reasoning(plan, values)
         made = {"plan": plan.number}
         made["values"] = {n: values[n] for n in plan.marks if n >= plan.texts}
+        if sum(len(layout.marked) for layout in plan.layouts) + sum(
+            map(len, made["values"].values())
+        ) > (LONGEST):
+            raise MaskError(f"the chat template writes more than {LONGEST:,} characters.")
         if not plan.sent:
             plan.sent = True
             made["layouts"] = [

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from course_utils.backends import LockOfThisProcess
 from course_utils.conversation import Conversation
@@ -34,7 +34,9 @@ WALL = 10  # times as long by the clock, on a busy machine
 RUNS = 15  # times the limit of one run that all runs for one conversation may take
 STARTING = 300  # for the process itself
 LONGEST_ANSWER = 2**28  # bytes
-FORGIVEN = 2  # conversations of one request at which a template may exceed its bounds
+FORGIVEN = 2  # conversations at which a template may exceed its bounds, if it is a third of them
+PATIENCE = 60  # seconds of the processor's time for one request, after which a run must take
+SLOWEST = 1.0  # less than this on average
 AHEAD = 64  # requests that wait in the process
 
 # What the process sees of the environment: no token and no password is among it.
@@ -81,7 +83,8 @@ def _module_folders() -> list[str]:
 class KnownPlan:
     """The layouts of a plan that the process made, and what is made of them here."""
 
-    def __init__(self, layouts: list):
+    def __init__(self, layouts: list, template: int = 0):
+        self.template = template
         self.layouts = [
             Layout(marked, tuple(Turn(*turn) for turn in turns), messages, unstopped=unstopped)
             for marked, turns, messages, unstopped in layouts
@@ -264,9 +267,12 @@ class Confined:
     def _exchange(self, requests: Sequence[tuple]) -> list[dict]:
         answers: list[dict] = []
         failures, blamed, process, names = 0, -1, None, []
+        seconds, runs = 0.0, 0
         while len(answers) < len(requests):
-            if failures >= FORGIVEN:
-                return answers + [answers[-1]] * (len(requests) - len(answers))
+            if failures >= FORGIVEN and 3 * failures > len(answers):
+                return self._give_up(answers, requests, answers[-1]["refused"])
+            if seconds > PATIENCE and seconds > SLOWEST * runs:
+                return self._give_up(answers, requests, SLOW.format(seconds / runs))
             answer, ended = None, 0
             try:
                 if process is None:
@@ -276,8 +282,10 @@ class Confined:
                     kind, *arguments = requests[start + len(names)]
                     names.append(process.send(kind, self.number, *arguments))
                 answer = process.answer(names[len(answers) - start])
+                spent, ran = answer["cost"]
+                seconds, runs = seconds + float(spent), runs + int(ran)
                 if not answer.get("spent"):
-                    answers.append(_checked(process, answer))
+                    answers.append(_checked(process, answer, self.number))
                     continue
             except TimeoutError:
                 answer = {"refused": ENDLESS.format(SECONDS)}
@@ -297,6 +305,12 @@ class Confined:
             answers.append({"refused": one_line(answer.get("refused", spent)) if answer else spent})
         return answers
 
+    def _give_up(self, answers: list[dict], requests: Sequence[tuple], reason: str) -> list[dict]:
+        """The answers, and a refusal for each request that has not been tried."""
+        _end()
+        untried = {"refused": f"not tried: {reason}"}
+        return answers + [untried] * (len(requests) - len(answers))
+
     def _introduce(self, process: Process) -> None:
         """Make the template known to the process."""
         if self.number not in process.templates:
@@ -306,12 +320,13 @@ class Confined:
             process.templates.add(self.number)
 
 
+SLOW = "the chat template needs {:.0f} seconds of the processor's time for each of its runs."
 ENDLESS = "the chat template did not come to an end within {} seconds."
 BROKEN = "the chat template broke the process that it ran in (it may need too much memory)."
 XCPU = getattr(signal, "SIGXCPU", 0)  # what ends a process at its limit of the processor's time
 
 
-def _checked(process: Process, answer: dict) -> dict:
+def _checked(process: Process, answer: dict, template: int) -> dict:
     """The answer, if it can be one; what comes from the process is not trusted."""
     if "refused" in answer:
         return {"refused": one_line(answer["refused"], 1000)}
@@ -322,7 +337,7 @@ def _checked(process: Process, answer: dict) -> dict:
         _demand(all(isinstance(text, str) for text in answer["values"].values()))
     if "plan" in answer:
         if "layouts" in answer:
-            process.plans[answer["plan"]] = KnownPlan(answer["layouts"])
+            process.plans[answer["plan"]] = KnownPlan(answer["layouts"], template)
         answer["plan"] = process.plans[answer["plan"]]
     return answer
 
@@ -354,7 +369,16 @@ def confined(tokenizer) -> Confined:
     found = _confined.get(tokenizer)
     if found is None or found.template != template:
         found = _confined[tokenizer] = Confined(template)
+        finalize(tokenizer, _forget, found.number)
     return found
+
+
+def _forget(template: int) -> None:
+    """Drop what was made for a tokenizer that is gone: its encoder is large."""
+    if (process := _process) is not None:
+        for number, plan in list(process.plans.items()):
+            if plan.template == template:
+                process.plans.pop(number, None)
 
 
 def render_template(

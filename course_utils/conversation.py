@@ -43,7 +43,8 @@ PROMPT_FIELDS = (
 )
 # What the caller of a template, or the tokenizer, passes to it for every conversation.
 TAKEN_OPTIONS = (
-    *("messages", "tools", "documents", "conversation", "chat_template", "tokenize"),
+    *("messages", "tools", "documents", "conversation", "conversations", "chat_template"),
+    *("tokenize", "sanitize_control_tokens"),
     *("add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length"),
     *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
     *("raise_exception", "strftime_now", "self", "processor_kwargs", "load_audio_from_video"),

@@ -19,7 +19,12 @@ from course_utils.conversation import Conversation
 from course_utils.plans import Layout, Plan, Turn, fill, is_mark
 from course_utils.reading import Reader, check_kept, lost
 from course_utils.rendering import ChatTemplate, MaskError, said_by
-from course_utils.rerendering import TOOLS_IGNORED, check_names, uninvited_prompt
+from course_utils.rerendering import (
+    TOOLS_IGNORED,
+    check_names,
+    next_turn,
+    uninvited_prompt,
+)
 from course_utils.shapes import map_texts, shape
 from course_utils.tokenizers import special_pattern
 from course_utils.watching import Record, Unwatchable, drawn_by, read_by, watched_template
@@ -274,8 +279,7 @@ class Run:
         """
         following = self.messages[message + 1 : message + 2]
         if not following:
-            called = self.conversation[message].tool_calls
-            following = [{"role": "tool" if called else "user", "content": "x"}]
+            following = [next_turn(self.conversation[message].tool_calls)]
         try:
             longer = self.render(self.messages[: message + 1] + following)
         except (Unwatchable, MaskError):

@@ -28,7 +28,7 @@ from course_utils.confinement import as_plain_data, confined, render_template  #
 from course_utils.conversation import Conversation
 from course_utils.encoding import encoder_of
 from course_utils.plans import Layout, fill
-from course_utils.rendering import MaskError, said_by
+from course_utils.rendering import RESERVED, MaskError, said_by
 from course_utils.rerendering import guarded, rendered_spans
 from course_utils.shapes import shape
 from course_utils.templates import Rendered, Span, TemplateError, render
@@ -160,13 +160,6 @@ class Options:
                 f"{', '.join(sorted(taken))}: not an option of a template but what it is called "
                 "with. Leave it out; tokenizer.chat_template sets the template."
             )
-
-
-# What transformers itself passes, or takes for itself, when it calls a template.
-RESERVED = {"messages", "conversation", "conversations", "tools", "documents", "chat_template"}
-RESERVED |= {"add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"}
-RESERVED |= {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
-RESERVED |= {"tokenizer_kwargs", "sanitize_control_tokens"}
 
 
 def training_samples(

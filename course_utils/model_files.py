@@ -55,9 +55,10 @@ def check_folder_is_data(folder: str | Path, *, weights: bool = False) -> None:
 
     Code comes in by `auto_map` (Python files), by an attention kernel from the Hub, and by weights
     that are pickles. Files that nothing loads, a `.bin` beside safetensors for example, may be
-    there. A link counts as the file that it leads to: the Hub's cache is made of them.
+    there. A link must lead into the folder, or, as in the Hub's cache, into the blobs beside it.
     """
     folder = Path(folder)
+    check_links(folder)
     for path in sorted(folder.glob("*config*.json")):
         check_settings(path)
     for path in sorted(folder.glob("*.safetensors.index.json")):
@@ -72,6 +73,19 @@ def check_folder_is_data(folder: str | Path, *, weights: bool = False) -> None:
                 f"is read, and not in {WEIGHTS}. Convert them to safetensors first."
             )
         raise CheckpointError(f"{folder}: cannot load this model. {MUST_HOLD}")
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a link out of `folder`: what it leads to would be copied into what is saved."""
+    inside = folder.resolve()
+    allowed = [inside]
+    if inside.parent.name == "snapshots":  # the Hub's cache: snapshots/COMMIT beside blobs
+        allowed.append(inside.parents[1] / "blobs")
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(map(path.resolve().is_relative_to, allowed)):
+            raise CheckpointError(
+                f"{path} is a link out of the folder. Put the file itself in its place."
+            )
 
 
 def check_hub_is_data(repo: str, *, local_files_only: bool = False) -> str | None:

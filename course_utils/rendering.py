@@ -5,6 +5,7 @@ holds no tokenizer, so it can be sent to a process that has nothing else in reac
 """
 
 import json
+import re
 from dataclasses import dataclass
 
 from course_utils.tokenizers import special_tokens
@@ -12,6 +13,14 @@ from course_utils.tokenizers import special_tokens
 
 class MaskError(ValueError):
     """No mask that is certainly right can be made; names the turn and says what to do."""
+
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a template; it becomes the name of a file
+# What transformers itself passes, or takes for itself, when it calls a template.
+RESERVED = {"messages", "conversation", "conversations", "tools", "documents", "chat_template"}
+RESERVED |= {"add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"}
+RESERVED |= {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+RESERVED |= {"tokenizer_kwargs", "sanitize_control_tokens"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,11 @@ def template_of(tokenizer) -> ChatTemplate:
             "family whose special tokens this tokenizer has."
         )
     sources = dict(found) if isinstance(found, dict) else {"default": found}
+    if odd := [name for name in sources if not NAME.fullmatch(str(name))]:
+        raise MaskError(
+            f"the tokenizer has a chat template called {one_line(ascii(odd[0]), 60)}. A name is "
+            "letters, digits, _ and -; rename it in tokenizer.chat_template."
+        )
     if not all(isinstance(source, str) for source in sources.values()):
         raise MaskError("the tokenizer's chat template is not text. Set tokenizer.chat_template.")
     if _writes_in_its_own_way(tokenizer):
@@ -111,6 +125,11 @@ def template_of(tokenizer) -> ChatTemplate:
         )
     # As JSON, so that what is compared, sent and rendered is plain data.
     variables = json.loads(json.dumps(tokenizer.special_tokens_map, default=str))
+    if taken := sorted(RESERVED & set(variables)):
+        raise MaskError(
+            f"the tokenizer calls a special token {taken[0]!r}, a name that transformers keeps for "
+            "what it passes to a template. Rename the token."
+        )
     return ChatTemplate(sources, variables, special_tokens(tokenizer))
 
 

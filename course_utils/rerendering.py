@@ -145,21 +145,35 @@ def _end_of_turn(
 
 
 def check_names(conversation: Conversation, specials) -> None:
-    """Descriptions of tools and names of arguments are no texts that can be kept apart."""
-    tools = json.dumps(conversation.tools, ensure_ascii=False)
-    options = json.dumps(conversation.template_options, ensure_ascii=False)
+    """Descriptions of tools, names of arguments and options are no texts that can be kept apart."""
+
+    def written(value) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
     names = keys_in([call for message in conversation for call in message.tool_calls])
-    written = "\n".join([tools, options, *names])
-    if found := specials.search(written):
-        raise MaskError(
-            f"{found[0]!r}, which is a special token of this tokenizer, is in the description "
-            "of a tool or in the name of an argument. Remove it."
-        )
-    if found := next(filter(is_mark, written), None):
-        raise MaskError(
-            f"the private-use character U+{ord(found):05X} is in the description of a tool or in "
-            "the name of an argument. Remove it."
-        )
+    for where, parts in (
+        ("the description of a tool", map(written, conversation.tools)),
+        ("the name of an argument", names),
+        ("an option of the template", [written(conversation.template_options)]),
+    ):
+        for part in parts:
+            if found := specials.search(part):
+                raise MaskError(
+                    f"{found[0]!r}, which is a special token of this tokenizer, is in {where}. "
+                    "Remove it."
+                )
+            if found := next(filter(is_mark, part), None):
+                raise MaskError(
+                    f"the private-use character U+{ord(found):05X} is in {where}. Remove it."
+                )
+
+
+def next_turn(calls: tuple[dict, ...]) -> dict:
+    """A message that may come after a reply: a tool's output after its last call, else a user's."""
+    if not calls:
+        return {"role": "user", "content": "x"}
+    identity = {"tool_call_id": calls[-1]["id"]} if "id" in calls[-1] else {}
+    return {"role": "tool", "content": "x", "name": calls[-1]["function"]["name"], **identity}
 
 
 def _opening(template, conversation, messages, options, turn, until, whole) -> str:
@@ -169,9 +183,9 @@ def _opening(template, conversation, messages, options, turn, until, whole) -> s
     if turn + 1 < len(messages):
         found = messages[turn + 1]["role"] != "assistant" and pattern.match(whole, len(until))
         return found[0] if found else ""
-    role = "tool" if conversation[turn].tool_calls else "user"
+    following = next_turn(conversation[turn].tool_calls)
     try:
-        longer = template.write([*messages[: turn + 1], {"role": role, "content": "x"}], **options)
+        longer = template.write([*messages[: turn + 1], following], **options)
     except MaskError:
         return ""
     found = longer.startswith(until) and pattern.match(longer, len(until))
@@ -295,6 +309,7 @@ def uninvited_prompt(
     specials = special_pattern(template.specials)
     edges = {edge for match in specials.finditer(answered, behind) for edge in match.span()}
     edges |= {behind}
+    edges |= {n for n in range(behind + 1, len(answered)) if answered[n - 1] == "\n"}
     edges |= {len(answered) - len(answered[edge:].lstrip()) for edge in edges}
     fitting = [
         edge

@@ -691,3 +691,75 @@ def test_a_reply_without_content_ends_with_a_stop_too(fields):
     chat = Conversation((Message("user", "q"), Message("assistant", **fields)))
     (sample,) = training_samples(chat, tokenizer)
     assert graded(sample, tokenizer)[0].endswith("</think><|user|>")
+
+
+# --- names, links and words -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "x" * 300, "a\0b", "\ud800", ""])
+def test_a_template_with_an_odd_name_is_refused_before_anything_is_trained(name):
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    tokenizer.chat_template = {"default": CHATML, name: CHATML}
+    with pytest.raises(MaskError, match="a chat template called"):
+        training_samples(GOOD, tokenizer)
+
+
+def test_a_special_token_named_like_an_argument_is_refused(monkeypatch):
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    named = property(lambda self: {"messages": "<|im_start|>"})
+    monkeypatch.setattr(type(tokenizer), "special_tokens_map", named)
+    tokenizer.chat_template = CHATML
+    with pytest.raises(MaskError, match="calls a special token 'messages'"):
+        training_samples(GOOD, tokenizer)
+
+
+def test_a_special_token_that_is_a_line_break_needs_no_tool_to_be_blamed():
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["\n"]}, False)
+    tokenizer.chat_template = CHATML
+    assert training_samples(GOOD, tokenizer)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_link_out_of_a_folder_is_refused(tmp_path, inside):
+    from course_utils.model_files import CheckpointError, check_folder_is_data
+
+    folder, secret = tmp_path / "model", tmp_path / "secret"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    secret.write_text("secret")
+    (folder / "real").write_text("x")
+    (folder / "additional_chat_templates" / "a.jinja").symlink_to(
+        folder / "real" if inside else secret
+    )
+    if inside:
+        check_folder_is_data(folder)
+        return
+    with pytest.raises(CheckpointError, match="is a link out of the folder"):
+        check_folder_is_data(folder)
+
+
+def test_where_turns_close_with_text_the_next_header_is_not_graded():
+    tokenizer = toy_tokenizer(["Hi Ho yes user assistant\n"] * 4)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' ~ m.role ~ '>' ~ m.content ~ '</' ~ m.role ~ '>\n' }}"
+        "{% endfor %}{{ '<assistant>' }}"
+    )
+    (sample,) = training_samples(GOOD, tokenizer)
+    assert graded(sample, tokenizer) == ["Ho</assistant>\n"]
+
+
+def test_a_template_that_takes_long_at_every_run_is_given_up_with_the_reason(monkeypatch):
+    from course_utils import confinement
+
+    monkeypatch.setattr(confinement, "PATIENCE", 1)
+    monkeypatch.setattr(confinement, "SLOWEST", 0.001)
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    slow = "{% for i in range(500) %}{% for j in range(500) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = slow + CHATML
+    monkeypatch.setattr(confinement, "SLOW", "slow: {:.0f}")
+    chats = [conversation(("user", f"{n}"), ("assistant", "Ho")) for n in range(400)]
+    try:
+        refused = prepare(chats, tokenizer).refused
+    except MaskError as error:
+        refused = [("", str(error))]
+    assert refused and "slow: " in refused[-1][1]
