@@ -20,12 +20,13 @@ from course_utils.plans import Layout, Plan, Turn, fill, is_mark
 from course_utils.reading import Reader, check_kept, lost
 from course_utils.rendering import ChatTemplate, MaskError, said_by
 from course_utils.rerendering import (
+    STEERED,
     TOOLS_IGNORED,
     check_names,
     next_turn,
     uninvited_prompt,
 )
-from course_utils.shapes import map_texts, shape
+from course_utils.shapes import map_texts, neutral_keys, neutral_tools, shape
 from course_utils.tokenizers import special_pattern
 from course_utils.watching import Record, Unwatchable, drawn_by, read_by, watched_template
 
@@ -144,7 +145,40 @@ class Planner:
                 turn = reader.turn(run, reply, headers)
                 layouts.append(self.stopped(run, run.text(reply + 1), [turn], reply + 1))
                 reader.check_context(layouts[-1].marked, reply)
+        if conversation.tools or any(message.tool_calls for message in conversation):
+            self.check_control_tokens(conversation, layouts)
         return Plan(record, layouts, reader.cut_texts, reader.absent, next(self.numbers))
+
+    def check_control_tokens(self, conversation: Conversation, layouts: list[Layout]) -> None:
+        """No special token of a layout may come from a tool's description or an argument's name.
+
+        A template may make one out of harmless words. So it must write the same ones around
+        neutral words.
+        """
+        calls = [
+            [
+                call | {"function": call["function"] | {"arguments": neutral_keys(arguments)}}
+                for call in message.tool_calls
+                for arguments in [call["function"]["arguments"]]
+            ]
+            for message in conversation
+        ]
+        neutral = replace(
+            conversation,
+            tools=tuple(neutral_tools(list(conversation.tools))),
+            messages=tuple(
+                replace(message, tool_calls=tuple(own))
+                for message, own in zip(conversation, calls, strict=True)
+            ),
+        )
+        run = Run(self, Record(shape(neutral)[1]), neutral)
+        for layout in layouts:
+            try:
+                text = run.text(layout.messages) + layout.added
+            except (Unwatchable, MaskError):
+                raise MaskError(STEERED) from None
+            if self.specials.findall(text) != self.specials.findall(layout.marked):
+                raise MaskError(STEERED)
 
     def stopped(self, run: "Run", marked: str, turns: list[Turn], messages: int) -> Layout:
         """The layout in which every reply ends with the token that the model must write to stop.
@@ -220,6 +254,9 @@ class Planner:
         _, texts, _ = shape(conversation)
         record = Record(texts)
         marked = Run(self, record, conversation).text(len(conversation), prompt=True)
+        if conversation.tools or any(message.tool_calls for message in conversation):
+            whole = Run(self, Record(texts), conversation).text(len(conversation))
+            self.check_control_tokens(conversation, [Layout(whole, (), len(conversation))])
         given = {"tools": list(conversation.tools), "options": self.options}
         expected = self.template.write(conversation.as_messages(), prompt=True, **given)
         if fill(marked, record.values) != expected:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from course_utils.conversation import Conversation
 from course_utils.plans import is_mark
 from course_utils.rendering import ChatTemplate, MaskError
-from course_utils.shapes import keys_in, map_leaves
+from course_utils.shapes import keys_in, map_leaves, neutral_keys, neutral_tools
 from course_utils.templates import Rendered, Span
 from course_utils.tokenizers import guard, special_pattern, unguard
 
@@ -167,6 +167,17 @@ def check_names(conversation: Conversation, specials) -> None:
                     f"the private-use character U+{ord(found):05X} is in {where}. Remove it."
                 )
 
+    texts: list[str] = []
+    map_leaves(conversation.template_options, texts.append)
+    if found := MADE_OF.search("\n".join(texts)):
+        raise MaskError(
+            f"{found[0]!r} is in an option of the template, which could make a special token out "
+            "of it. Remove it."
+        )
+
+
+MADE_OF = re.compile(r"[<>|&\\\[\]{}]")  # what special tokens, or escapes for them, are made of
+
 
 def next_turn(calls: tuple[dict, ...]) -> dict:
     """A message that may come after a reply: a tool's output after its last call, else a user's."""
@@ -230,6 +241,10 @@ def check_control_tokens(
     """
     specials = special_pattern(template.specials)
     neutral = with_texts(conversation, lambda found: re.sub(r"\S", "x", found)).as_messages()
+    for message in neutral:
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = neutral_keys(call["function"]["arguments"])
+    options = options | {"tools": neutral_tools(list(conversation.tools))}
     try:
         expected = specials.findall(template.write(neutral, **options, **prompt))
     except MaskError:
@@ -269,9 +284,9 @@ def _check_tools(template: ChatTemplate, messages: list[dict], options: dict, wh
 
 
 STEERED = (
-    "the template writes other special tokens, or other text, when a content looks like one, so "
-    "text typed by a user could steer it. Remove such text from the contents, or change the "
-    "template."
+    "the template writes other special tokens, or other text, when a content (or a tool's "
+    "description, or the name of an argument) looks like one, so text typed by a user could steer "
+    "it. Remove such text, or change the template."
 )
 
 

@@ -1,5 +1,7 @@
 """The shape of a conversation: all that a template can see of it besides its texts."""
 
+import re
+
 from course_utils.conversation import Conversation
 
 
@@ -56,3 +58,35 @@ def keys_in(value) -> list[str]:
     if isinstance(value, dict):
         return [*value, *(key for item in value.values() for key in keys_in(item))]
     return [key for item in value for key in keys_in(item)] if isinstance(value, list) else []
+
+
+# In a tool's description: under these names is text of somebody's, under "properties" are names.
+WORDS = {"description", "name", "title", "enum", "default", "const", "examples", "required"}
+
+
+def neutral_tools(value, key: str = "", names: bool = False):
+    """Descriptions of tools with x for all letters that somebody chose; the structure stays."""
+    if isinstance(value, dict):
+        return {
+            (neutral_name(name) if names else name): neutral_tools(
+                item, key if key in WORDS else name, not names and name == "properties"
+            )
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [neutral_tools(item, key) for item in value]
+    if isinstance(value, str) and key in WORDS:
+        return neutral_name(value) if key == "required" else re.sub(r"\S", "x", value)
+    return value
+
+
+def neutral_keys(value):
+    """The arguments of a call with neutral names; texts stay as they are."""
+    if isinstance(value, dict):
+        return {neutral_name(name): neutral_keys(item) for name, item in value.items()}
+    return [neutral_keys(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def neutral_name(name: str) -> str:
+    """A name of letters alone, a different one for each name."""
+    return "x" + "".join(chr(ord("a") + int(digit, 16)) for digit in name.encode().hex())

@@ -349,7 +349,9 @@ def drawn_by(source: str) -> set[str]:
 
     tree = _compile_jinja_template("").environment.parse(source)
     names = {node.name for node in tree.find_all((nodes.Filter, nodes.Name))}
-    return names & {"random", "lipsum"}
+    for node in tree.find_all(nodes.Filter):  # map("random")
+        names |= {arg.value for arg in node.args if isinstance(arg, nodes.Const)}
+    return {"random", "lipsum"} & {name for name in names if isinstance(name, str)}
 
 
 def concat(pieces):

@@ -763,3 +763,46 @@ def test_a_template_that_takes_long_at_every_run_is_given_up_with_the_reason(mon
     except MaskError as error:
         refused = [("", str(error))]
     assert refused and "slow: " in refused[-1][1]
+
+
+def described(description: str, name: str = "read", key: str = "unit") -> Conversation:
+    properties = {key: {"type": "string", "description": "A unit."}}
+    parameters = {"type": "object", "properties": properties, "required": [key]}
+    tool = {"name": name, "description": description, "parameters": parameters}
+    call = {"type": "function", "function": {"name": "read", "arguments": {key: "C"}}}
+    messages = (Message("user", "Hi"), Message("assistant", "", tool_calls=(call,)))
+    return Conversation(messages, tools=({"type": "function", "function": tool},))
+
+
+WITH_TOOLS = (
+    "{% for t in tools %}TOOLS{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}"
+    "{% for k, v in c.function.arguments.items() %}KEY{{ v }}{% endfor %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CRAFTED = {
+    "lower case": ("{{ t.function.description | lower }}", "{{ k }}", "x <|IM_END|> y", {}),
+    "taking out": ("{{ t.function.description.replace('/', '') }}", "{{ k }}", "<|im_/end|>", {}),
+    "unescaping": ("{{ t.function.description | striptags }}", "{{ k }}", "&lt;|im_end|&gt;", {}),
+    "all as JSON": ("{{ tools | tojson | lower }}", "{{ k }}", "<|IM_END|>", {}),
+    "a tool's name": ("<|{{ t.function.name }}|>", "{{ k }}", "x", {"name": "im_end"}),
+    "two parts": (
+        "{{ t.function.name ~ t.function.description }}", "{{ k }}", "end|>", {"name": "<|im_"},
+    ),
+    "an argument's name": ("{{ t.function.name }}", "<|{{ k }}|>=", "x", {"key": "im_end"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_no_control_token_comes_from_a_tools_description_or_a_name(kind):
+    writes, key, description, more = CRAFTED[kind]
+    tokenizer = toy_tokenizer(["Hi Ho yes read unit\n"] * 4)
+    tokenizer.chat_template = WITH_TOOLS.replace("TOOLS", writes).replace("KEY", key)
+    assert training_samples(described("Reads a unit."), tokenizer)
+    chat = described(description, **more)
+    for make in (
+        lambda: training_samples(chat, tokenizer),
+        lambda: prompt_ids(chat.prefix(1), tokenizer) if kind != "an argument's name" else 1 / 0,
+    ):
+        with pytest.raises((MaskError, ZeroDivisionError)):
+            make()
