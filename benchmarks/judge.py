@@ -24,7 +24,6 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -170,7 +169,8 @@ def reason(message: str) -> str:
     return text[:LONGEST_REASON]
 
 
-def judge_batch(batch: list[Item], all_shapes: bool) -> list[Result]:
+def judge_batch(work: tuple[list[Item], bool]) -> list[Result]:
+    batch, all_shapes = work
     return [judge(item, all_shapes) for item in batch]
 
 
@@ -194,12 +194,11 @@ def batches(items: list[Item]) -> list[list[Item]]:
 
 def run(items: list[Item], all_shapes: bool, processes: int, show) -> list[Result]:
     """All results; `show` gets each as it comes."""
-    found, work = [], batches(items)
-    spawning = multiprocessing.get_context("spawn")
-    # What a process keeps of each tokenizer that it has seen adds up.
-    with ProcessPoolExecutor(processes, spawning, max_tasks_per_child=6) as pool:
-        for future in as_completed([pool.submit(judge_batch, batch, all_shapes) for batch in work]):
-            for result in future.result():
+    found, work = [], [(batch, all_shapes) for batch in batches(items)]
+    # What a process keeps of each tokenizer that it has seen adds up, so none does much.
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=6) as pool:
+        for results in pool.imap_unordered(judge_batch, work):
+            for result in results:
                 found.append(result)
                 show(result)
     order = {(item.origin, item.name): place for place, item in enumerate(items)}

@@ -229,32 +229,18 @@ EXPLAINED |= {
     ("phi3_5", kind): why for (name, kind), why in tuple(EXPLAINED.items()) if name == "phi3"
 }
 ENDS_IN_BREAK = (
-    "diffusion_gemma gemma gemma3 idefics3 lfm2 lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl lfm2_v2 "
-    "nemotron_3_5_lightning nemotron_3_nano nemotron_3_super nemotron_3_ultra phi3 phi3_5 qwen2_5 "
-    "qwen2_5_vl qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8 qwen3_instruct_2507 qwen3_vl "
-    "smolvlm"
+    "diffusion_gemma gemma gemma3 lfm2 lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl lfm2_v2 phi3 phi3_5 "
+    "qwen2_5 qwen2_5_vl qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8 qwen3_instruct_2507 "
+    "qwen3_vl"
 )
 EXPLAINED |= {(name, r"grades behind: '\n'"): BREAK for name in ENDS_IN_BREAK.split()}
 EXPLAINED |= {
-    (name, kind): THINK
-    for names_of, kinds in (
-        (
-            "qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8",
-            (r"grades before: '<think>\n'", r"grades before: '<think>\n\n</think>\n\n'"),
-        ),
-        (
-            "nemotron_3_5_lightning nemotron_3_nano nemotron_3_super nemotron_3_ultra",
-            (r"grades before: '<think>\n'", "grades before: '<think></think>'"),
-        ),
-        ("glm4moe", (r"grades before: '\n<think></think>'",)),
-        ("deepseek_r1_distill", (r"grades before: '<｜Assistant｜><think>\n'",)),
-    )
-    for name in names_of.split()
-    for kind in kinds
+    (name, r"grades before: '<think>\n'"): THINK for name in ("qwen3_5_think", "qwen3_6", "qwen3_8")
 }
+EXPLAINED["qwen3_5_nothink", r"grades before: '<think>\n\n</think>\n\n'"] = THINK
 EXPLAINED |= {
     (name, "other text"): HISTORY
-    for name in ["glm4moe", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8"]
+    for name in ("glm4moe", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6")
 }
 EXPLAINED |= {
     (name, "grades before: '<|start|>assistant'"): HEADER for name in ("gptoss", "muse_glimmer")
