@@ -195,8 +195,7 @@ def batches(items: list[Item]) -> list[list[Item]]:
 def run(items: list[Item], all_shapes: bool, processes: int, show) -> list[Result]:
     """All results; `show` gets each as it comes."""
     found, work = [], [(batch, all_shapes) for batch in batches(items)]
-    # What a process keeps of each tokenizer that it has seen adds up, so none does much.
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=6) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for results in pool.imap_unordered(judge_batch, work):
             for result in results:
                 found.append(result)
