@@ -272,7 +272,7 @@ class Confined:
             if failures >= FORGIVEN and 3 * failures > len(answers):
                 return self._give_up(answers, requests, answers[-1]["refused"])
             if seconds > PATIENCE and seconds > SLOWEST * runs:
-                return self._give_up(answers, requests, SLOW.format(seconds / runs))
+                return self._give_up(answers, requests, SLOW.format(seconds / max(runs, 1)))
             answer, ended = None, 0
             try:
                 if process is None:
@@ -283,7 +283,9 @@ class Confined:
                     names.append(process.send(kind, self.number, *arguments))
                 answer = process.answer(names[len(answers) - start])
                 spent, ran = answer["cost"]
-                seconds, runs = seconds + float(spent), runs + int(ran)
+                _demand(isinstance(spent, int | float) and 0 <= spent < 10**6)
+                _demand(_whole(ran, 10**9))
+                seconds, runs = seconds + spent, runs + ran
                 if not answer.get("spent"):
                     answers.append(_checked(process, answer, self.number))
                     continue

@@ -23,6 +23,7 @@ from course_utils.rerendering import (
     STEERED,
     TOOLS_IGNORED,
     check_names,
+    neutral_own_options,
     next_turn,
     uninvited_prompt,
 )
@@ -145,7 +146,7 @@ class Planner:
                 turn = reader.turn(run, reply, headers)
                 layouts.append(self.stopped(run, run.text(reply + 1), [turn], reply + 1))
                 reader.check_context(layouts[-1].marked, reply)
-        if conversation.tools or any(message.tool_calls for message in conversation):
+        if words_besides_texts(conversation):
             self.check_control_tokens(conversation, layouts)
         return Plan(record, layouts, reader.cut_texts, reader.absent, next(self.numbers))
 
@@ -171,7 +172,8 @@ class Planner:
                 for message, own in zip(conversation, calls, strict=True)
             ),
         )
-        run = Run(self, Record(shape(neutral)[1]), neutral)
+        own = neutral_own_options(conversation, self.template.specials)
+        run = Run(self, Record(shape(neutral)[1]), neutral, self.options | own)
         for layout in layouts:
             try:
                 text = run.text(layout.messages) + layout.added
@@ -254,7 +256,7 @@ class Planner:
         _, texts, _ = shape(conversation)
         record = Record(texts)
         marked = Run(self, record, conversation).text(len(conversation), prompt=True)
-        if conversation.tools or any(message.tool_calls for message in conversation):
+        if words_besides_texts(conversation):
             whole = Run(self, Record(texts), conversation).text(len(conversation))
             self.check_control_tokens(conversation, [Layout(whole, (), len(conversation))])
         given = {"tools": list(conversation.tools), "options": self.options}
@@ -267,8 +269,15 @@ class Planner:
 class Run:
     """What the template writes for the first messages of a conversation, with marks; remembered."""
 
-    def __init__(self, planner: Planner, record: Record, conversation: Conversation):
+    def __init__(
+        self,
+        planner: Planner,
+        record: Record,
+        conversation: Conversation,
+        options: dict | None = None,
+    ):
         self.planner, self.record, self.conversation = planner, record, conversation
+        self.options = planner.options if options is None else options
         self.written: dict[tuple[int, bool], str] = {}
         numbers = iter(range(len(record.texts)))
         self.messages = []
@@ -294,7 +303,7 @@ class Run:
                 tools=self.tools if tools else None,
                 documents=None,
                 add_generation_prompt=prompt,
-                **self.planner.template.variables | self.planner.options,
+                **self.planner.template.variables | self.options,
             )
         except (MemoryError, Unwatchable):
             raise
@@ -333,6 +342,12 @@ class Run:
             opening = self.planner.specials.match(longer, last + 1 + len(tail))
             return opening[0] if opening else ""
         return self.planner.opening_after_any_reply(following[0]["role"])
+
+
+def words_besides_texts(conversation: Conversation) -> bool:
+    """Does it hold words that no mark protects: of tools, of arguments' names, of options?"""
+    calls = any(message.tool_calls for message in conversation)
+    return bool(conversation.tools or calls or conversation.template_options)
 
 
 def check_tools(run: Run, whole: str) -> None:

@@ -6,13 +6,19 @@ this, and where a template cannot be followed, this is what remains.
 """
 
 import json
-import re
 from dataclasses import replace
 
 from course_utils.conversation import Conversation
 from course_utils.plans import is_mark
 from course_utils.rendering import ChatTemplate, MaskError
-from course_utils.shapes import keys_in, map_leaves, neutral_keys, neutral_tools
+from course_utils.shapes import (
+    keys_in,
+    map_leaves,
+    neutral_keys,
+    neutral_options,
+    neutral_text,
+    neutral_tools,
+)
 from course_utils.templates import Rendered, Span
 from course_utils.tokenizers import guard, special_pattern, unguard
 
@@ -167,17 +173,6 @@ def check_names(conversation: Conversation, specials) -> None:
                     f"the private-use character U+{ord(found):05X} is in {where}. Remove it."
                 )
 
-    texts: list[str] = []
-    map_leaves(conversation.template_options, texts.append)
-    if found := MADE_OF.search("\n".join(texts)):
-        raise MaskError(
-            f"{found[0]!r} is in an option of the template, which could make a special token out "
-            "of it. Remove it."
-        )
-
-
-MADE_OF = re.compile(r"[<>|&\\\[\]{}]")  # what special tokens, or escapes for them, are made of
-
 
 def next_turn(calls: tuple[dict, ...]) -> dict:
     """A message that may come after a reply: a tool's output after its last call, else a user's."""
@@ -240,17 +235,29 @@ def check_control_tokens(
     A template may make one out of harmless text, by lower case or by taking something out of it.
     """
     specials = special_pattern(template.specials)
-    neutral = with_texts(conversation, lambda found: re.sub(r"\S", "x", found)).as_messages()
+    neutral = with_texts(conversation, neutral_text).as_messages()
     for message in neutral:
         for call in message.get("tool_calls", ()):
             call["function"]["arguments"] = neutral_keys(call["function"]["arguments"])
-    options = options | {"tools": neutral_tools(list(conversation.tools))}
+    own = neutral_own_options(conversation, template.specials)
+    options = options | {
+        "tools": neutral_tools(list(conversation.tools)),
+        "options": options["options"] | own,
+    }
     try:
         expected = specials.findall(template.write(neutral, **options, **prompt))
     except MaskError:
         raise MaskError(STEERED) from None
     if specials.findall(text) != expected:
         raise MaskError(STEERED)
+
+
+def neutral_own_options(conversation: Conversation, specials: tuple[str, ...]) -> dict:
+    """The conversation's own options with neutral words; their names are the template's."""
+    return {
+        name: neutral_options(value, specials)
+        for name, value in conversation.template_options.items()
+    }
 
 
 def _check_reply(written: str, message: dict, turn: int) -> None:

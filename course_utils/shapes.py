@@ -60,24 +60,67 @@ def keys_in(value) -> list[str]:
     return [key for item in value for key in keys_in(item)] if isinstance(value, list) else []
 
 
-# In a tool's description: under these names is text of somebody's, under "properties" are names.
-WORDS = {"description", "name", "title", "enum", "default", "const", "examples", "required"}
+# What in a tool's description belongs to JSON Schema and the calling convention; all else is
+# somebody's own words. https://json-schema.org/draft/2020-12/schema
+KEYWORDS = {
+    "type",
+    "function",
+    "name",
+    "description",
+    "parameters",
+    "strict",
+    "return",
+    "properties",
+}
+KEYWORDS |= {
+    "required",
+    "items",
+    "enum",
+    "const",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "not",
+    "$ref",
+    "$defs",
+}
+KEYWORDS |= {"definitions", "additionalProperties", "patternProperties", "prefixItems", "format"}
+KEYWORDS |= {"title", "default", "examples", "minimum", "maximum", "exclusiveMinimum", "nullable"}
+KEYWORDS |= {"exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern", "minItems"}
+KEYWORDS |= {"maxItems", "uniqueItems", "minProperties", "maxProperties", "deprecated"}
+KINDS = {"object", "array", "string", "integer", "number", "boolean", "null", "function"}
 
 
-def neutral_tools(value, key: str = "", names: bool = False):
-    """Descriptions of tools with x for all letters that somebody chose; the structure stays."""
+def neutral_tools(value, names: bool = False, required: bool = False):
+    """Descriptions of tools with x for all that somebody chose; JSON Schema's own words stay."""
     if isinstance(value, dict):
         return {
-            (neutral_name(name) if names else name): neutral_tools(
-                item, key if key in WORDS else name, not names and name == "properties"
+            (name if name in KEYWORDS and not names else neutral_name(name)): neutral_tools(
+                item, not names and name == "properties", not names and name == "required"
             )
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [neutral_tools(item, key) for item in value]
-    if isinstance(value, str) and key in WORDS:
-        return neutral_name(value) if key == "required" else re.sub(r"\S", "x", value)
+        return [neutral_tools(item, required=required) for item in value]
+    if isinstance(value, str) and value not in KINDS:
+        return neutral_name(value) if required else neutral_text(value)
     return value
+
+
+def neutral_options(value, specials: tuple[str, ...]):
+    """Options of a template with x for every text that could be part of a special token."""
+    if isinstance(value, dict):
+        return {neutral_name(name): neutral_options(item, specials) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [neutral_options(item, specials) for item in value]
+    if isinstance(value, str):
+        part = any(value.lower() in special.lower() for special in specials)
+        return neutral_text(value) if part or not re.fullmatch(r"[A-Za-z0-9 ]*", value) else value
+    return value
+
+
+def neutral_text(text: str) -> str:
+    return re.sub(r"\S", "x", text)
 
 
 def neutral_keys(value):

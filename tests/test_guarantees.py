@@ -765,9 +765,11 @@ def test_a_template_that_takes_long_at_every_run_is_given_up_with_the_reason(mon
     assert refused and "slow: " in refused[-1][1]
 
 
-def described(description: str, name: str = "read", key: str = "unit") -> Conversation:
+def described(
+    description: str, name: str = "read", key: str = "unit", more: dict | None = None
+) -> Conversation:
     properties = {key: {"type": "string", "description": "A unit."}}
-    parameters = {"type": "object", "properties": properties, "required": [key]}
+    parameters = {"type": "object", "properties": properties, "required": [key], **(more or {})}
     tool = {"name": name, "description": description, "parameters": parameters}
     call = {"type": "function", "function": {"name": "read", "arguments": {key: "C"}}}
     messages = (Message("user", "Hi"), Message("assistant", "", tool_calls=(call,)))
@@ -781,6 +783,16 @@ WITH_TOOLS = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CRAFTED = {
+    "a pattern": (
+        "{{ tools | tojson | lower }}", "{{ k }}", "x", {"more": {"pattern": "<|IM_END|>"}},
+    ),
+    "a key of a schema": (
+        "{{ tools | tojson | lower }}", "{{ k }}", "x", {"more": {"$defs": {"<|IM_END|>": {}}}},
+    ),
+    "a key of a function": (
+        "{% for n in t.function.parameters %}<|{{ n }}|>{% endfor %}", "{{ k }}", "x",
+        {"more": {"im_end": 1}},
+    ),
     "lower case": ("{{ t.function.description | lower }}", "{{ k }}", "x <|IM_END|> y", {}),
     "taking out": ("{{ t.function.description.replace('/', '') }}", "{{ k }}", "<|im_/end|>", {}),
     "unescaping": ("{{ t.function.description | striptags }}", "{{ k }}", "&lt;|im_end|&gt;", {}),
@@ -806,3 +818,27 @@ def test_no_control_token_comes_from_a_tools_description_or_a_name(kind):
     ):
         with pytest.raises((MaskError, ZeroDivisionError)):
             make()
+
+
+@pytest.mark.parametrize(
+    "writes, value",
+    [
+        ("{{ x | lower }}", "<|IM_END|>"),
+        ("<|{{ x }}|>", "im_end"),
+        ("{{ x | tojson | lower }}", {"<|IM_END|>": 1}),
+        ("{% for k in x %}<|{{ k }}|>{% endfor %}", {"im_end": 1}),
+    ],
+)
+def test_no_control_token_comes_from_a_rows_option(writes, value):
+    tokenizer = toy_tokenizer(["Hi Ho yes\n"] * 4)
+    tokenizer.chat_template = "{% if x %}" + writes + "{% endif %}" + CHATML
+    chat = Conversation(GOOD.messages, template_options={"x": value})
+    for make in (
+        lambda: training_samples(chat, tokenizer),
+        lambda: prompt_ids(chat.prefix(1), tokenizer),
+    ):
+        with pytest.raises(MaskError):
+            make()
+    honest = Conversation(GOOD.messages, template_options={"x": "calm [and] <b>brief</b>"})
+    tokenizer.chat_template = "{% if x %}{{ x }}{% endif %}" + CHATML
+    assert tokenizer.decode(training_samples(honest, tokenizer)[0].input_ids).startswith("calm [")
