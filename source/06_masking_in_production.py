@@ -863,10 +863,9 @@ show.plan(its_holes, qwen, lambda k: title_of(last, k), title=title)
 # text does not say *where* in it a reply begins and ends. That rests on three things:
 #
 # - the marks, which the template itself moved to where they are;
-# - the prompts: for each plan the template writes the prompt of every reply, up to a hundred replies (of
-#   more, the first, the last and some of each kind), and each must be what the text begins with. Prompts,
-#   too, are compared with transformers': all of them for the first conversations of a plan, and for every
-#   later one that of its last reply and one more;
+# - the prompts: for each plan the template writes the prompt of every reply, and each must be what the text
+#   begins with. Prompts, too, are compared with transformers': all of them for the first three conversations
+#   of a plan, and for every later one that of its last reply and one more;
 # - the ids before a reply, which must be those of its prompt alone: the next section.
 
 # %% [markdown]
