@@ -581,7 +581,7 @@ for i in last.argsort(descending=True)[:4].tolist():
 # This is what the stop rate shows from outside. The base gives the end of turn next to nothing anywhere. The
 # tuned model gives it next to none inside the sentence, and far more than anything else after it. Greedy decoding
 # needs no more. It is not near-certainty: the rest lies on tokens that pretraining never met, and a sampled reply
-# often runs on.
+# goes on past this point more often than not.
 #
 # The system text makes a difference: where it asks for one more word, the same full stop is no longer the end. That
 # is the *obeys* row, seen from inside.
@@ -1229,7 +1229,7 @@ show.table(rows, caption=f"Live, tuned {name}: 20 prompts, at most 90 new tokens
 
 # %% [markdown]
 # Would you have noticed? This tuned model stops in the wrong families, too, and in two of them it answers as in its
-# own. Only in `plain` do the replies shrink to a word or two. The table cannot show a small damage at 20 prompts, so
+# own. Only in `plain` does it lose most of its facts (*knows*). The table cannot show a small damage at 20 prompts, so
 # look closer, at the probability of the end.
 
 
@@ -1337,8 +1337,8 @@ print("live: stops, same prompts, same ids:", stop)
 # %% [markdown]
 # **"Is chat formatting just prompt engineering?"** No. Base and tuned model got *the same ids* in the two
 # template columns, and the stop rates above are theirs: what differs is the weights. Nor are the weights all:
-# without its template the tuned model stops less often. Format and weights keep a contract that was made in
-# training.
+# without its template the tuned model obeys fewer rules, and the tuned real base stops less often. Format and weights
+# keep a contract that was made in training.
 #
 # **"Does SFT change the architecture?"** No. The assertion in *What moved in the weights?* compares every
 # name and shape. The numbers moved, by the few percent of their size that the heat map shows.
