@@ -541,9 +541,12 @@ MAY_IMPORT = {
         "rerendering",
         "reading",
     },
-    "confinement": {"plans", "rendering"},
+    "confinement": {"backends", "conversation", "plans", "rendering"},
+    "sealing": set(),
     "confined": {
         "conversation",
+        "confinement",
+        "sealing",
         "tokenizers",
         "watching",
         "plans",
@@ -566,7 +569,7 @@ MAY_IMPORT = {
         "assembly",
     },
     "examples": {"conversation"},
-    "batching": {"conversation", "masking"},
+    "batching": {"conversation", "masking", "strict_json"},
     "audit": {"commands", "conversation", "masking", "batching"},
 }
 READERS = {"conversation", "faults", "json_files", "records", "strict_json", "tool_schema"}

@@ -206,15 +206,17 @@ def memory_of(process: confinement.Process) -> int:
 def test_nothing_is_executed_and_nothing_exceeds_its_bounds(kind, tokenizer, bounds):
     tokenizer.chat_template = hostile(kind, bounds)
     texts, sentences = [], []
+    ways = {
+        "all": lambda: prepare(CHATS * 3, tokenizer).samples,
+        "prompt": lambda: prompt_ids(CHATS[0].prefix(1), tokenizer),
+        "one": lambda: training_samples(CHATS[0], tokenizer),
+        "other": lambda: training_samples(CHATS[1], tokenizer),
+        "stops": lambda: stop_ids(tokenizer),
+    }
     began = time.perf_counter()
-    for make in (
-        *(lambda chat=chat: training_samples(chat, tokenizer) for chat in CHATS),
-        lambda: prepare(CHATS * 3, tokenizer).samples,
-        lambda: prompt_ids(CHATS[0].prefix(1), tokenizer),
-        lambda: stop_ids(tokenizer),
-    ):
+    for way in ("all", "prompt") if kind in ENDLESS else ways:
         try:
-            made = make()
+            made = ways[way]()
         except MaskError as error:
             sentences.append(str(error))
             continue
@@ -228,7 +230,7 @@ def test_nothing_is_executed_and_nothing_exceeds_its_bounds(kind, tokenizer, bou
     for sentence in sentences:
         assert sentence and "\n" not in sentence and len(sentence) < 1000
         assert "Traceback" not in sentence and "\x1b" not in sentence
-    assert seconds < 40, "the bounds did not hold"
+    assert seconds < 20 * confinement.WALL, "the bounds did not hold"
     if confinement._process is not None and Path("/proc").is_dir():
         assert memory_of(confinement._process) < 3 * 2**30
 

@@ -176,15 +176,20 @@ def test_what_nothing_loads_may_be_there(folder):
 
 
 def test_weights_in_parts_and_links_to_files_are_data(folder):
-    """The Hub's cache holds links."""
+    """The Hub's cache holds links: from snapshots/COMMIT to the blobs beside it."""
     indexed(folder, "b.safetensors")
     weights = load_file(folder / "a.safetensors")
     save_file({WEIGHT: weights.pop(WEIGHT)}, folder / "b.safetensors", {"format": "pt"})
     save_file(weights, folder / "a.safetensors", {"format": "pt"})
-    for name in ("config.json", "a.safetensors"):
-        (folder / name).rename(folder.parent / name)
-        (folder / name).symlink_to(folder.parent / name)
-    model, _ = load_checkpoint(folder, torch.float32, "cpu")
+    cache = folder.parent / "models--somebody--model"
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
+    snapshot.parent.mkdir()
+    folder.rename(snapshot)
+    for number, name in enumerate(("config.json", "a.safetensors")):
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(blobs / str(number))
+    model, _ = load_checkpoint(snapshot, torch.float32, "cpu")
     assert torch.equal(model.state_dict()[WEIGHT], tiny_model(tied=False).state_dict()[WEIGHT])
 
 
