@@ -505,8 +505,8 @@ def test_import_is_instant():
 # Rooms in the order in which data flows; a room imports none that comes after it.
 ORDER = ["strict_json", "faults", "tool_schema", "conversation", "json_files", "records"]
 ORDER += ["templates", "backends", "tokenizers", "watching", "plans", "rendering", "shapes"]
-ORDER += ["rerendering", "reading", "layouts", "confinement", "confined", "encoding", "assembly"]
-ORDER += ["masking", "examples", "batching", "audit"]
+ORDER += ["rerendering", "reading", "layouts", "sealing", "confinement", "confined", "encoding"]
+ORDER += ["assembly", "masking", "examples", "batching", "audit"]
 MAY_IMPORT = {
     "strict_json": set(),
     "faults": {"strict_json"},
