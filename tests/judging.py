@@ -157,9 +157,17 @@ class Views:
         start, limit = len(prompt.text), len(until.text)
         if self.farewell and until.text.endswith(self.farewell):
             limit = max(start, limit - len(self.farewell))
-        behind = [b for a, b, _ in until.written if a >= start and b <= limit]
-        if behind and not until.text[behind[-1] : limit].strip():
-            return End(until, behind[-1], "special")
+        behind = [(a, b) for a, b, _ in until.written if a >= start and b <= limit]
+        if behind and not until.text[behind[-1][1] : limit].strip():
+            _, last = self._last_text(reply, until.text[:limit], start)
+            # A line break between two tokens: the model has stopped at the first. (A call is not
+            # over yet: its own tokens may stand on lines of their own.)
+            while not self.messages[reply].get("tool_calls") and len(behind) > 1:
+                between = until.text[behind[-2][1] : behind[-1][0]]
+                if behind[-2][0] < last or not between.isspace():
+                    break
+                behind.pop()
+            return End(until, behind[-1][1], "special")
         # No end of turn is written: the model stops where another turn would open.
         if opening := self._opening(reply, until.text[:limit]):
             return End(until.until(limit, opening), limit + len(opening), "opening", added=True)

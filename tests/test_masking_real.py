@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 from chats import ALL_MARKERS, FRAGMENTS, WHOLE_TURNS
 from judging import Outcome, Views, Writer, complaints, judged
-from real_templates import names, templates, tokenizer_for
+from real_templates import borrowed, guess, names, templates, tokenizer_for
 from shapes import INJECTED, SHAPES
 
 from course_utils.conversation import Conversation, Message
@@ -192,6 +192,29 @@ def test_two_closers_and_a_turn_that_is_always_open():
     assert sum(one.kind == "exact" for one in found.values()) >= 40
     for shape in ("plain", "tool call", "tool call last", "tools never called"):
         assert found[shape].kind == "exact", found[shape].why
+
+
+# As Qwen writes them, in a tokenizer whose tags around a call are special tokens.
+CALLS_ON_LINES = """
+{%- if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{% for call in m.tool_calls or [] %}<tool_call>
+{{ call.function | tojson }}
+</tool_call>
+{% endfor %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_the_tokens_around_a_call_are_not_its_stop():
+    guessed = replace(guess(CALLS_ON_LINES), words=("<tool_call>", "</tool_call>"))
+    tokenizer = borrowed(guessed)
+    tokenizer.chat_template = CALLS_ON_LINES
+    found = outcomes_of(tokenizer)
+    assert stops(found) == {("special", "<|im_end|>")}
+    assert found["tool call last"].kind == found["parallel tool calls"].kind == "exact"
 
 
 def test_of_named_templates_each_chat_gets_its_own():
