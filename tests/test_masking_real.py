@@ -200,10 +200,12 @@ CALLS_ON_LINES = """
 {{ tools | tojson }}<|im_end|>
 {% endif %}
 {%- for m in messages %}<|im_start|>{{ m.role }}
-{% for call in m.tool_calls or [] %}<tool_call>
+{{ m.content }}
+{%- for call in m.tool_calls or [] %}
+<tool_call>
 {{ call.function | tojson }}
 </tool_call>
-{% endfor %}{{ m.content }}<|im_end|>
+{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
