@@ -100,7 +100,7 @@ class Reader:
         while last + 1 < len(found):
             between = text[found[last].end() : found[last + 1].start()]
             # Between the tokens of a call some formats write text; a reply that is over is over.
-            inside = self.conversation[message].tool_calls and not between.isspace()
+            inside = self.conversation[message].tool_calls
             if (between and not inside) or found[last + 1][0] in openers:
                 break
             last += 1
