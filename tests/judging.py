@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from course_utils.conversation import Conversation, Message
@@ -195,6 +195,8 @@ class Views:
         if not longer.text.startswith(before):
             # The template writes this reply in another way once it is history.
             last, end = self._last_text(reply, before)
+            if not last:
+                return self._with_a_text(reply)._opening_behind(reply)
             place = -1
             for _ in range(before.count(last, 0, end) if last else 0):
                 place = longer.text.find(last, place + 1)
@@ -203,6 +205,16 @@ class Views:
             else:
                 return ""
         return next((token for a, _, token in longer.written if a == place), "")
+
+    def _with_a_text(self, reply: int) -> "Views":
+        """The same conversation, but with a text in a reply that has none."""
+        messages = list(self.conversation.messages)
+        messages[reply] = replace(messages[reply], content="answer")
+        return Views(self.writer, replace(self.conversation, messages=tuple(messages)))
+
+    def _opening_behind(self, reply: int) -> str:
+        end = self.end(reply)
+        return end.view.written[-1][2] if end.kind == "opening" else ""
 
     def _following(self, reply: int) -> dict:
         """A message that may follow a reply that comes last."""
