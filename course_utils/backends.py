@@ -22,7 +22,7 @@ class Backends:
 
     marked: object
     ordinary: object
-    described: dict = field(repr=False)  # the tokenizer as JSON, decoded
+    described: dict = field(repr=False)  # the tokenizer as JSON, but for its long lists
 
 
 class LockOfThisProcess:
@@ -66,10 +66,13 @@ def backends(tokenizer) -> Backends:
 def _copies(original) -> Backends:
     from tokenizers import Tokenizer
 
-    described = original.to_str()
-    copies = [Tokenizer.from_str(described) for _ in range(2)]
+    text = original.to_str()
+    copies = [Tokenizer.from_str(text) for _ in range(2)]
     for copy, as_text in zip(copies, (False, True), strict=True):
         copy.no_truncation()
         copy.no_padding()
         copy.encode_special_tokens = as_text
-    return Backends(*copies, json.loads(described))
+    described = json.loads(text)
+    for long in ("vocab", "merges"):
+        described["model"].pop(long, None)
+    return Backends(*copies, described)

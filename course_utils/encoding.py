@@ -119,8 +119,7 @@ class PieceEncoder:
             return float("inf")  # an unknown text of any length may be one token
         # Composing makes at most three characters one (Unicode Standard Annex 15, "Maximum
         # expansion" read backward), and no byte is more than one character.
-        entries = [*described["model"]["vocab"], *(t["content"] for t in described["added_tokens"])]
-        return max(map(len, entries)) * (3 if normalizer else 1)
+        return max(map(len, self.marked.get_vocab())) * (3 if normalizer else 1)
 
 
 def _batch(backend, texts: list[str]) -> list[list[int]]:
@@ -179,7 +178,7 @@ def proven_tiktoken(tokenizer, exact: PieceEncoder, mixtures: int = 4000):
     try:
         ranks = {
             bytes(byte_of[character] for character in text): number
-            for text, number in described["model"]["vocab"].items()
+            for text, number in exact.marked.get_vocab(with_added_tokens=False).items()
             if text not in added
         }
         encoding = tiktoken.Encoding(
