@@ -710,6 +710,12 @@ def test_where_nobody_listens_the_work_goes_on(monkeypatch, capsys):
 # --- as programs ---------------------------------------------------------------------------------
 
 
+def default_signals():
+    """A test run may have been started with signals ignored, as nohup does."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def shell(line, **options):
     python = f"{sys.executable} -m course_utils"
     return subprocess.run(
@@ -798,6 +804,7 @@ def test_a_command_that_is_interrupted(command, number, place):
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
+        preexec_fn=default_signals,
     )
     while program.stdout.readline() != "begun\n":
         assert program.poll() is None

@@ -262,6 +262,10 @@ EXPLAINED |= {(name, r"grades behind: '\n'"): BREAK for name in ENDS_IN_BREAK.sp
 EXPLAINED |= {
     (name, r"grades before: '<think>\n'"): THINK for name in ("qwen3_5_think", "qwen3_6", "qwen3_8")
 }
+# Masked since a text that joins the prompt's words on marks alone is rendered anew.
+NEMOTRON = ["nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"]
+EXPLAINED |= {(name, r"grades before: '<think>\n'"): THINK for name in NEMOTRON}
+EXPLAINED |= {(name, r"grades behind: '\n'"): BREAK for name in NEMOTRON}
 EXPLAINED["qwen3_5_nothink", r"grades before: '<think>\n\n</think>\n\n'"] = THINK
 EXPLAINED |= {
     (name, "other text"): HISTORY

@@ -421,7 +421,14 @@ def python(code, *arguments, **options):
     command = [sys.executable, "-c", f"from test_outputs import *\n{code}", *map(str, arguments)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths}
-    return subprocess.Popen(command, env=environment, text=True, **options)
+    options |= {"env": environment, "text": True, "preexec_fn": default_signals}
+    return subprocess.Popen(command, **options)
+
+
+def default_signals():
+    """A test run may have been started with signals ignored, as nohup does."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def hold(path, how="reserve_folder"):
