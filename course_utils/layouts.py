@@ -203,8 +203,14 @@ class Planner:
             if opening is not None:
                 stop, end = opening.span()
                 turns[place] = replace(turn, stop=stop, end=end, after=end)
-            elif turn.stop == turn.end or not any(map(is_mark, marked[turn.start : turn.stop])):
-                unstopped += 1  # nothing follows its text, or it has none by which to tell
+            elif (
+                turn.stop == turn.end
+                or not any(map(is_mark, marked[turn.start : turn.stop]))
+                or run.conversation[turn.message].tool_calls
+            ):
+                # Nothing follows its text, or it has none by which to tell, or what follows is the
+                # end of a call.
+                unstopped += 1
         return Layout(marked, tuple(turns), messages, added, unstopped)
 
     def compare(self, conversation, plan: Plan, values: list) -> None:

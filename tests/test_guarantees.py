@@ -842,3 +842,12 @@ def test_no_control_token_comes_from_a_rows_option(writes, value):
     honest = Conversation(GOOD.messages, template_options={"x": "calm [and] <b>brief</b>"})
     tokenizer.chat_template = "{% if x %}{{ x }}{% endif %}" + CHATML
     assert tokenizer.decode(training_samples(honest, tokenizer)[0].input_ids).startswith("calm [")
+
+
+def test_a_call_that_nothing_ends_is_counted():
+    """Two turns of the assistant in a row: the first has no stop, and text of the call follows."""
+    tokenizer = tokenizer_for("glm4moe")
+    call = called({"unit": "C"})[1]
+    chat = Conversation((Message("user", "Hi"), call, Message("assistant", "Ho")), tools=(TOOL,))
+    (sample,) = training_samples(chat, tokenizer)
+    assert sample.unstopped == 1
