@@ -216,7 +216,8 @@ class Skeleton:
     options: list[dict]  # one of them is given to the template
 
 
-def skeleton(rng: random.Random, words: Target) -> Skeleton:
+def skeleton(rng: random.Random, words: Target, long: float) -> Skeleton:
+    """`long` is the chance of a chat with many replies."""
     writer = Writer(rng, words.tags, words.specials)
     chances = {
         **{"system": 0.45, "tools": 0.85, "calls": 0.85, "parallel": 0.6, "told": 0.5, "ids": 0.7},
@@ -231,12 +232,14 @@ def skeleton(rng: random.Random, words: Target) -> Skeleton:
     functions = []
     for _ in range(rng.randint(1, 3)):
         names = [f"a_{writer.mark()}" for _ in range(rng.randint(0, 4))]
-        names += rng.choices(("unit", "name", "content", "</think>", "a b", "é"), k=1)
+        names += rng.choices(
+            ("unit", "name", "content", "</think>", "a b", "é", rng.choice(words.tags))
+        )
         possible = VALUE_KINDS if style["numbers"] else {"text": 1, "number text": 1, "absent": 1}
         arguments = {n: _choose(rng, possible, rng.randint(1, 4)) for n in names}
         functions.append((f"f_{writer.mark()}", arguments))
     turns: list[tuple] = [("system", kinds())] if style["system"] else []
-    for _ in range(rng.choice((1, 1, 2, 2, 3, 4)) if rng.random() < 0.97 else 24):
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 4)) if rng.random() > long else 24):
         turns.append(("user", kinds()))
         for _ in range(rng.choice((0, 1, 1, 1, 2)) if style["calls"] else 0):
             number = rng.choice((1, 1, 2, 3)) if style["parallel"] else 1
@@ -267,12 +270,16 @@ def _options(rng: random.Random, words: Target) -> list[dict]:
 
 
 def _described(rng, writer: Writer, name: str, arguments) -> dict:
+
+    def describe() -> str:
+        return writer.text("plain" if rng.random() < 0.99 else _choose(rng, TEXT_KINDS)[0])
+
     properties = {
-        key: {"type": rng.choice(("string", "number")), "description": writer.mark()}
+        key: {"type": rng.choice(("string", "number")), "description": describe()}
         for key in arguments
     }
     parameters = {"type": "object", "properties": properties, "required": list(arguments)[:1]}
-    said = {"name": name, "description": f"Does {writer.mark()}.", "parameters": parameters}
+    said = {"name": name, "description": describe(), "parameters": parameters}
     return {"type": "function", "function": said}
 
 
@@ -321,7 +328,7 @@ def data_set(name: str, seed: int, count: int) -> list[tuple[dict, Conversation]
     """
     rng, words, bones, rows = random.Random(f"{name} {seed}"), target(name), [], []
     while len(bones) < max(2, count // 16):
-        candidates = [skeleton(rng, words) for _ in range(24)]
+        candidates = [skeleton(rng, words, 0.03 if count > 100 else 0) for _ in range(12)]
         tried = [_conversation(row(rng, made, words, 0)) for made in candidates]
         outcomes = samples_of([chat for chat in tried if chat], words.tokenizer, Options())
         refused = {id(chat) for chat, outcome in outcomes if isinstance(outcome, MaskError)}
@@ -385,6 +392,7 @@ class Case:
         ]
         self.typed: dict[str, str] = {}  # word -> the look-alike of a special token in its place
         self.disguised = self._disguise(self.messages)
+        self.disguised_tools = self._disguise(self.tools)
         self.written: dict = {}
 
     def _disguise(self, value):
@@ -393,7 +401,7 @@ class Case:
         if isinstance(value, list):
             return [self._disguise(item) for item in value]
         if isinstance(value, dict):
-            return {k: v if k == "role" else self._disguise(v) for k, v in value.items()}
+            return {self._disguise(key): self._disguise(item) for key, item in value.items()}
         return value
 
     def _word(self, match: re.Match) -> str:
@@ -409,10 +417,11 @@ class Case:
         key = (count, prompt, tools, hide, repr(more))
         if key not in self.written:
             messages = (self.disguised if hide else self.messages)[:count] + list(more)
+            described = (self.disguised_tools if hide else self.tools) if tools else None
             try:
                 self.written[key] = self.tokenizer.apply_chat_template(
                     copy.deepcopy(messages),
-                    tools=copy.deepcopy(self.tools) if tools and self.tools else None,
+                    tools=copy.deepcopy(described) or None,
                     tokenize=False,
                     add_generation_prompt=prompt,
                     **self.options,
@@ -596,10 +605,11 @@ def _drops(case: Case, turn: int) -> bool:
     written = case.write(turn + 1)
     if case.messages[turn]["role"] == "assistant":
         written = written.removeprefix(case.write(turn, prompt=True))
-    for text in map(str.strip, _texts(case, turn)):
-        if text not in written and json.dumps(text, ensure_ascii=False)[1:-1] not in written:
-            return True
-    return False
+    texts = Counter(text.strip() for text in _texts(case, turn) if text.strip())
+    return any(
+        max(written.count(text), written.count(json.dumps(text, ensure_ascii=False)[1:-1])) < number
+        for text, number in texts.items()
+    )
 
 
 def _steers(case: Case, turn) -> bool:
@@ -659,9 +669,9 @@ REASONS = {
     r"merge with the prompt": _merges,
     r"drops(, moves)? or rewrites the text": _drops,
     r"does not write the content as it is": _drops,
-    r"writes other special tokens, or other text, when a content looks": _steers,
+    r"so text typed by a user could steer it": _steers,
     r"leaves out the conversation's tools": _ignores_tools,
-    r"in the description of a tool or in the name of an argument": _names_special,
+    r"in the (description of a tool|name of an argument)": _names_special,
     r"after the end of turn the template writes": _goes_on,
     r"nothing is left to grade": _nothing_trained,
     r"turn 0 is an assistant turn": _assistant_first,
@@ -730,7 +740,6 @@ class Count:
 def run_target(name: str, seed: int, count: int) -> Count:
     """Judges the rows of a target; shuffled, they must come out as before."""
     words, found, began = target(name), Count(name), time.perf_counter()
-    judging = copy.deepcopy(words.tokenizer)
     for part in range(0, count, TOGETHER):
         rows = data_set(name, seed * 1000 + part, min(TOGETHER, count - part))
         chats, before = [chat for _, chat in rows], state_of(words.tokenizer)
@@ -740,7 +749,7 @@ def run_target(name: str, seed: int, count: int) -> Count:
             found.wrong.append((part, "the caller's tokenizer was changed", None))
         for (record, _), (chat, outcome) in zip(rows, outcomes, strict=True):
             keys[chat.id] = outcome_key(outcome)
-            problems = judge(record, outcome, words, judging)
+            problems = judge(record, outcome, words, words.tokenizer)
             refused = isinstance(outcome, MaskError)
             if refused:
                 reason = reason_class(str(outcome))
