@@ -63,10 +63,10 @@ class Writer:
         return [self.calm(item) for item in value] if isinstance(value, list | tuple) else value
 
     def farewell(self, tools=None) -> str:
-        """What the template writes behind every conversation, finished or not; mostly nothing.
+        """What the template writes behind a last reply and takes back when the user goes on.
 
-        Most often it is the generation prompt, though nobody asked for it. It may begin with the
-        token that begins a user turn, too, so the tokenizer's own stop says where to cut.
+        Mostly that is nothing, or the generation prompt, though nobody asked for it. It may begin
+        with the token that begins a user turn, too, so the tokenizer's stop says where to cut.
         """
         key = json.dumps(tools)
         if key not in self.farewells:
@@ -77,7 +77,6 @@ class Writer:
         asked = {"role": "user", "content": "question"}
         answered = {"role": "assistant", "content": "answer"}
         try:
-            question = self.render([asked], tools)
             exchange = self.render([asked, answered], tools)
             longer = self.render([asked, answered, asked], tools)
         except Exception:  # Of whatever kind: it is the template's own refusal.
@@ -88,11 +87,7 @@ class Writer:
         edges = {edge for match in self.pattern.finditer(exchange, behind) for edge in match.span()}
         edges |= {n for n in range(behind, len(exchange)) if exchange[n - 1] == "\n"} | {behind}
         edges |= {len(exchange) - len(exchange[edge:].lstrip()) for edge in edges}
-        fitting = [
-            edge
-            for edge in sorted(edges)
-            if longer.startswith(exchange[:edge]) and question.endswith(exchange[edge:])
-        ]
+        fitting = [edge for edge in sorted(edges) if longer.startswith(exchange[:edge])]
         eos = self.tokenizer.eos_token or ""
         at_stop = [n for n in fitting if eos and exchange[:n].endswith(eos)]
         cut = max(at_stop or fitting, default=len(exchange))
@@ -157,17 +152,9 @@ class Views:
         start, limit = len(prompt.text), len(until.text)
         if self.farewell and until.text.endswith(self.farewell):
             limit = max(start, limit - len(self.farewell))
-        behind = [(a, b) for a, b, _ in until.written if a >= start and b <= limit]
-        if behind and not until.text[behind[-1][1] : limit].strip():
-            _, last = self._last_text(reply, until.text[:limit], start)
-            # A line break between two tokens: the model has stopped at the first. (A call is not
-            # over yet: its own tokens may stand on lines of their own.)
-            while not self.messages[reply].get("tool_calls") and len(behind) > 1:
-                between = until.text[behind[-2][1] : behind[-1][0]]
-                if behind[-2][0] < last or not between.isspace():
-                    break
-                behind.pop()
-            return End(until, behind[-1][1], "special")
+        behind = [b for a, b, _ in until.written if a >= start and b <= limit]
+        if behind and not until.text[behind[-1] : limit].strip():
+            return End(until, behind[-1], "special")
         # No end of turn is written: the model stops where another turn would open.
         if opening := self._opening(reply, until.text[:limit]):
             return End(until.until(limit, opening), limit + len(opening), "opening", added=True)
