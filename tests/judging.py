@@ -161,6 +161,8 @@ class Views:
         _, last = self._last_text(reply, until.text[:limit], start)
         tail = until.text[last:limit]
         kind = "text" if tail.strip() else "space" if tail else "none"
+        if self.messages[reply].get("tool_calls"):
+            kind = "none"  # What follows its texts may be no more than the end of the call.
         return End(until, limit, kind)
 
     def is_empty(self, reply: int) -> bool:
