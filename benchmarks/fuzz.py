@@ -671,7 +671,7 @@ REASONS = {
     r"the chat template refuses the roles": _refuses,
     r"changes what stood before it": _rewrites,
     r"merge with the prompt": _merges,
-    r"drops(, moves)? or rewrites the text": _drops,
+    r"the template drops(, moves)? or rewrites": _drops,
     r"does not write the content as it is": _drops,
     r"so text typed by a user could steer it": _steers,
     r"leaves out the conversation's tools": _ignores_tools,
@@ -700,10 +700,7 @@ def reason_class(reason: str) -> str:
     """The reason without what is particular to one row."""
     said = re.sub(r"^conversation '[^']*': ", "", reason)
     said = re.sub(r"(turn|message|character|position) \d+", r"\1 N", said)
-    for pattern in REASONS:
-        if re.search(pattern, said):
-            said = re.sub(r"(\"|').*?\1|\[.*?\]", "…", said)
-            break
+    said = re.sub(r"(?<!\w)(\"|').*?\1(?!\w)|\[.*?\]", "…", said)
     return said[:110]
 
 
